@@ -1,0 +1,1 @@
+"""Floor 3: the diagnostic classifier, its calibration and its scores."""

@@ -1,0 +1,118 @@
+"""The command line: a table of verbs. A verb is a function with a dataclass of settings, imported when used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Yaml
+
+import histosynth
+from histosynth.core.errors import HistosynthError, SettingError, did_you_mean
+
+VERBS = {
+    "demo": (
+        "histosynth.study.demo:demo",
+        "The main job on built-in data: GAN against diffusion, with a report.",
+    ),
+    "compare": ("histosynth.study.compare:compare", "The main job on your tiles: do synthetic tiles help?"),
+    "tiles import": (
+        "histosynth.study.verbs.tiles:import_",
+        "Import class folders, or a CSV, as a tile set.",
+    ),
+    "tiles phantom": ("histosynth.study.verbs.tiles:phantom", "Simulate the tiles of a hospital."),
+    "train gan": ("histosynth.study.verbs.train:train_gan", "Train or fine-tune the GAN on a tile set."),
+    "train diffusion": (
+        "histosynth.study.verbs.train:train_diffusion",
+        "Train or fine-tune the diffusion model.",
+    ),
+    "train classifier": (
+        "histosynth.study.verbs.train:train_classifier",
+        "Train and calibrate a classifier.",
+    ),
+    "train base": ("histosynth.study.base:train_base", "Train the shipped base weights on simulated tissue."),
+    "generate": (
+        "histosynth.study.verbs.generate:generate",
+        "Make synthetic tiles with a trained generator.",
+    ),
+    "evaluate": (
+        "histosynth.study.verbs.generate:evaluate",
+        "Fidelity, diversity and copies of synthetic tiles.",
+    ),
+    "encoders": ("histosynth.study.verbs.lists:encoders", "List the encoders."),
+    "generators": ("histosynth.study.verbs.lists:generators", "List the generator families."),
+}
+GROUPS = {"tiles": "Tile sets: import, simulate.", "train": "Train generators and classifiers."}
+
+
+def build_app() -> App:
+    """The command-line application; nothing behind a verb is imported."""
+    app = App(
+        name="histosynth",
+        help="Synthetic histology tiles from a GAN and a diffusion model, and whether they help.",
+        version=histosynth.__version__,
+        help_format="plaintext",
+        result_action="return_value",
+    )
+    groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
+    for group in groups.values():
+        app.command(group)
+    for verb, (target, text) in VERBS.items():
+        *parent, name = verb.split()
+        (groups[parent[0]] if parent else app).command(target, name=name, help=text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; exit code 2 for what the user can mend, 130 after Ctrl-C."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    app = build_app()
+    try:
+        tokens = _take_config(app, tokens)
+        app(tokens, exit_on_error=False, print_error=True)
+    except CycloptsError:
+        sys.exit(2)  # cyclopts has printed what is wrong and the nearest name
+    except HistosynthError as error:
+        print(f"histosynth: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nhistosynth: stopped. Repeat the same command to go on from here.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        from histosynth.core.files import explain_os_error
+
+        print(
+            f"histosynth: {explain_os_error(error, error.filename or 'A file operation failed')}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def _take_config(app: App, tokens: list[str]) -> list[str]:
+    """Take `--config FILE` (or the name of a preset) out of the tokens and make it the defaults."""
+    for position, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        if name != "--config":
+            continue
+        length = 1 if equals else 2
+        if not equals:
+            if position + 1 == len(tokens):
+                raise SettingError("--config has no value.", "Give a YAML file or the name of a preset.")
+            value = tokens[position + 1]
+        app.config = (Yaml(_config_path(value), must_exist=True, use_commands_as_keys=False),)
+        return tokens[:position] + tokens[position + length :]
+    return tokens
+
+
+def _config_path(value: str) -> Path:
+    if Path(value).is_file():
+        return Path(value)
+    folder = Path(__file__).parent / "presets"
+    presets = {str(p.relative_to(folder).with_suffix("")): p for p in folder.rglob("*.yaml")}
+    if value not in presets:
+        raise SettingError(
+            f"--config is {value!r}, neither a file nor a preset.", did_you_mean(value, presets)
+        )
+    return presets[value]

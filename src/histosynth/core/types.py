@@ -1,0 +1,108 @@
+"""What flows between rooms. Pixels are uint8 [N, 3, H, W] RGB everywhere between rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles that travel together.
+
+    Attributes:
+        images: uint8 [N, 3, H, W], RGB.
+        labels: int64 [N], index into the classes of the set that the batch comes from.
+        ids: N tile ids.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What a user must know of an encoder before using it."""
+
+    name: str
+    dim: int
+    input_size: int
+    licence: str
+    gated: bool = False
+    commercial: bool = True
+    source: str = ""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen network: tiles in, features out."""
+
+    card: EncoderCard
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, dim], without gradients."""
+        ...
+
+    def differentiable(self, images: torch.Tensor) -> torch.Tensor:
+        """float [N, 3, H, W] in [-1, 1] -> float32 [N, dim], with gradients to the images."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Makes tiles of a class. The same (label, seed) gives the same tile at any batch size."""
+
+    classes: tuple[str, ...]
+    size: int
+    card: dict[str, Any]
+
+    def sample(
+        self, labels: Sequence[int], seeds: Sequence[int], batch_size: int = 16
+    ) -> Iterator[torch.Tensor]:
+        """Yield uint8 [n, 3, size, size] batches in the order of `labels` and `seeds`."""
+        ...
+
+
+@runtime_checkable
+class LatentGenerator(Generator, Protocol):
+    """A generator whose latent codes can be had and decoded."""
+
+    def latents(self, labels: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
+        """The latent codes of the tiles that `sample` would make."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latent codes -> uint8 [N, 3, size, size]."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeneratorFamily:
+    """A way to learn and make tiles, as experiments see it: one line in the table of families.
+
+    Attributes:
+        name: short name, used in folders and tables.
+        title: name for people.
+        train: `train(data, folder, *, size, steps, seconds, seed, init, device) -> checkpoint path`;
+            resumes by itself, `seconds` caps the wall-clock (None: no cap).
+        load: `load(checkpoint path, device) -> Generator`.
+        steps_per_second: training steps at 64 px on two CPU cores, to turn minutes into steps. A fixed
+            number and not a measurement, so that the same budget gives the same steps everywhere.
+        tiles_per_second: likewise, tiles made.
+    """
+
+    name: str
+    title: str
+    train: Callable[..., Path]
+    load: Callable[[Path, str], Generator]
+    steps_per_second: float
+    tiles_per_second: float

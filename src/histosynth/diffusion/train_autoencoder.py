@@ -1,0 +1,308 @@
+"""Train the autoencoder whose latents the diffusion model learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from histosynth.core.assets import asset_path
+from histosynth.core.checkpoint import load_state, save_state
+from histosynth.core.device import pick_device
+from histosynth.core.errors import DataError, SettingError
+from histosynth.core.progress import bar
+from histosynth.core.run import Run, plain
+from histosynth.core.seeds import derive, numpy_rng, torch_generator
+from histosynth.diffusion.autoencoder import (
+    Autoencoder,
+    AutoencoderShape,
+    check_size,
+    load_autoencoder,
+    save_autoencoder,
+    to_signed,
+    to_uint8,
+)
+from histosynth.diffusion.panels import save_panel
+from histosynth.diffusion.precision import Precision, autocast
+from histosynth.diffusion.training import Averages, Clock, check_finite, count, named, pack, rate, unpack
+from histosynth.tiles.batches import TileArray, batch_at
+
+BASE = "autoencoder-64.safetensors"
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Settings of `train_autoencoder`."""
+
+    size: int = 64
+    """Edge of a tile in pixels, a multiple of 4."""
+    steps: int = 3000
+    """Training steps."""
+    batch: int = 16
+    """Tiles a step."""
+    init: str = "none"
+    """Where to start: "none" (random), "base" (the shipped autoencoder) or a checkpoint's path."""
+    part: Literal["all", "decoder"] = "all"
+    """What to train: "decoder" keeps the latent space, so that networks trained on it still fit."""
+    width: int = 48
+    """Channels at half resolution (for init=none)."""
+    blocks: int = 2
+    """Residual blocks at each resolution (for init=none)."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps until the learning rate has its peak."""
+    detail: float = 1.0
+    """Weight of the Laplacian pyramid term, which keeps edges and chromatin sharp."""
+    kl_weight: float = 2e-3
+    """Weight of the Kullback-Leibler term, which keeps latents compact and tolerant of small errors."""
+    colour_jitter: bool = True
+    """Vary colours widely, so that stains not seen in training survive the round trip."""
+    held_out: float = 0.05
+    """Share of the tiles kept for the figures in the card (none when there are fewer than 20 tiles)."""
+    ema: float = 0.995
+    """Decay of the averaged weights, which are the ones saved."""
+    seed: int = 0
+    """Seed of everything random."""
+    seconds: float | None = None
+    """Wall-clock cap, or none."""
+    save_every: int = 500
+    """Steps between resume states."""
+    precision: Precision = "auto"
+    """Arithmetic: "auto", "fp32" or "bf16"."""
+
+
+def train_autoencoder(
+    data: TileArray, config: AutoencoderConfig, folder: Path | str, *, device: str = "auto"
+) -> Path:
+    """Train an autoencoder; go on where an interrupted run stopped.
+
+    Args:
+        data: tiles of `config.size` pixels.
+        config: the settings.
+        folder: the run folder.
+        device: where to compute.
+
+    Returns:
+        The path of checkpoints/autoencoder.safetensors. Its card has psnr_db (peak 255, of images
+        averaged) and ssim (Wang et al. 2004) of the round trip of held-out tiles.
+
+    Raises:
+        SettingError, DataError: settings or tiles that cannot be used.
+        RunError: the loss is no longer a number, or the folder belongs to another run.
+    """
+    _check(data, config)
+    where = pick_device(device)
+    with Run.open(folder, "train autoencoder", config, parents=[config.init] if config.init != "none" else []) as run:
+        path = run.checkpoint_path("autoencoder")
+        if run.resumed and path.exists():
+            return path
+        train, test = _split(data, config)
+
+        torch.manual_seed(derive(config.seed, "autoencoder", "weights"))
+        model = _start(config).to(where).train().requires_grad_(True)
+        model.encoder.requires_grad_(config.part == "all")
+        parameters = named({"autoencoder": model})
+        averages = Averages(parameters, config.ema)
+        optimizer = torch.optim.AdamW(parameters.values(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        clock = Clock(config.steps, config.seconds)
+        step = 0
+        if run.resumed and run.state_path.exists():
+            step = unpack(load_state(run.state_path), clock, parameters, averages, optimizer)
+            run.truncate_log(step)
+
+        with bar("autoencoder", total=clock.length, done=clock.position(step)) as tick:
+            while not clock.is_over(step):
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * rate(step, clock.progress(step), config.warmup)
+                batch = batch_at(train, step, batch_size=config.batch, sampling="natural", seed=config.seed)
+                images = to_signed(batch.images)
+                if config.colour_jitter:
+                    images = vary_colours(images, derive(config.seed, "colours", step))
+                images = images.to(where, memory_format=torch.channels_last)
+
+                with autocast(where, config.precision):
+                    mean, log_variance = model.posterior(images)
+                    noise = torch.randn(mean.shape, generator=torch_generator(config.seed, "posterior", step))
+                    code = mean + (0.5 * log_variance).exp() * noise.to(where)
+                    output = model.decoder(code).float()
+                absolute = (output - images).abs().mean()
+                detail = laplacian_distance(output, images)
+                # KL(N(m, v) || N(0, 1)) a latent number = (m^2 + v - 1 - log v) / 2
+                divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+                loss = absolute + config.detail * detail + config.kl_weight * divergence
+                check_finite(loss.item(), step, "lr")
+
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+                optimizer.step()
+                averages.update(step)
+                before, step = clock.position(step), step + 1
+
+                if step % 25 == 0 or step == config.steps:
+                    run.log(step, l1=absolute.item(), detail=detail.item(), kl=divergence.item())
+                if step % config.save_every == 0:
+                    save_state(run.state_path, pack(step, clock, parameters, averages, optimizer))
+                tick(clock.position(step) - before, f"l1 {absolute.item():.4f}")
+
+        averages.swap()
+        model.eval()
+        if config.part == "all":
+            _normalise_latents(model, train, where, config)
+            model.name = f"{derive(config.seed, _fingerprint(model)):016x}"
+        figures = _round_trip_figures(model, test if len(test) else train, where, config)
+        _panel(run, model, test if len(test) else train, where, config)
+        card: dict[str, Any] = {
+            "name": run.folder.name,
+            "config": plain(config),
+            "classes": list(data.classes),
+            "size": config.size,
+            "parameters": count(model.parameters()),
+            "steps": step,
+            "stopped_by_clock": step < config.steps,
+            "held_out_tiles": len(test),
+            **figures,
+            "licence": "Apache-2.0",
+            "parents": run.manifest["parents"],
+            "trained_on": {"tiles": len(train)},
+            "command": "histosynth train autoencoder",
+        }
+        save_autoencoder(path, model.cpu(), card)
+        run.finish(checkpoint=path.name, **figures)
+        return path
+
+
+def vary_colours(images: Tensor, seed: int) -> Tensor:
+    """Random gain, gamma and mixing of the colour channels, a tile at a time; [-1, 1] in and out."""
+    rng = np.random.default_rng(seed)
+    n = len(images)
+    gamma = torch.from_numpy(np.exp(rng.normal(0, 0.25, (n, 3, 1, 1)))).float()
+    gain = torch.from_numpy(np.exp(-np.abs(rng.normal(0, 0.15, (n, 3, 1, 1))))).float()
+    mixing = torch.from_numpy(np.eye(3) + rng.normal(0, 0.12, (n, 3, 3))).float()
+    mixing = mixing / mixing.sum(dim=2, keepdim=True)  # white stays white
+    light = torch.einsum("nij,njhw->nihw", mixing, images * 0.5 + 0.5).clamp(0, 1)
+    varied = gain * light.clamp_min(1e-4) ** gamma * 2 - 1
+    plain_share = torch.from_numpy(rng.random(n) < 0.4)[:, None, None, None]
+    return torch.where(plain_share, images, varied)
+
+
+def laplacian_distance(a: Tensor, b: Tensor, levels: int = 3) -> Tensor:
+    """Mean absolute difference of Laplacian pyramids (Burt and Adelson 1983), box filtered, summed over levels."""
+    difference = a - b  # the pyramid is linear: that of the difference is the difference of the two
+    total = difference.new_zeros(())
+    for _ in range(levels):
+        if min(difference.shape[-2:]) < 2:
+            break
+        coarse = F.avg_pool2d(difference, 2)
+        total = total + (difference - F.interpolate(coarse, scale_factor=2, mode="nearest")).abs().mean()
+        difference = coarse
+    return total
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 images [N, 3, H, W], a mean over images."""
+    error = (a.float() - b.float()).square().mean(dim=(1, 2, 3)).clamp_min(1e-6)
+    return (10 * torch.log10(255.0**2 / error)).mean().item()
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Structural similarity (Wang et al. 2004: Gaussian window of 11 px, deviation 1.5) of uint8 images."""
+    x, y = a.float(), b.float()
+    line = torch.exp(-(torch.arange(11) - 5.0).square() / (2 * 1.5**2))
+    window = torch.outer(line, line) / line.sum() ** 2
+    kernel = window.expand(3, 1, 11, 11).contiguous()
+
+    def blur(z: Tensor) -> Tensor:
+        return F.conv2d(z, kernel, groups=3)
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    value = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return value.mean().item()
+
+
+def _check(data: TileArray, config: AutoencoderConfig) -> None:
+    check_size(config.size)
+    if len(data) == 0:
+        raise DataError("The training set has no tile.", "Check the split and the quality filter.")
+    if data.size != config.size:
+        raise DataError(
+            f"The tiles have {data.size} px, but size is {config.size}.", "Import the tiles at that size, or set size."
+        )
+    for name in ("steps", "batch", "save_every", "width", "blocks"):
+        if getattr(config, name) < 1:
+            raise SettingError(f"{name} is {getattr(config, name)}.", "Give a positive number.")
+    if config.part not in ("all", "decoder"):
+        raise SettingError(f"part is {config.part!r}.", "Use all or decoder.")
+    if config.part == "decoder" and config.init == "none":
+        raise SettingError("part is 'decoder' with init 'none'.", "Give init=base or a checkpoint to start from.")
+
+
+def _start(config: AutoencoderConfig) -> Autoencoder:
+    if config.init == "none":
+        return Autoencoder(AutoencoderShape(config.width, config.blocks))
+    return load_autoencoder(asset_path(BASE) if config.init == "base" else config.init)[0]
+
+
+def _split(data: TileArray, config: AutoencoderConfig) -> tuple[TileArray, TileArray]:
+    """A seeded share of the tiles apart, for the figures only (reconstruction is not a patient's secret)."""
+    order = numpy_rng(config.seed, "held out").permutation(len(data))
+    kept = min(512, int(len(data) * config.held_out)) if len(data) >= 20 else 0
+    if kept == 0:
+        return data, data.subset([])
+    return data.subset(np.sort(order[kept:])), data.subset(np.sort(order[:kept]))
+
+
+@torch.no_grad()
+def _normalise_latents(model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:
+    """Set shift and scale so that each channel of the latents has mean 0 and deviation 1."""
+    picked = numpy_rng(config.seed, "latent statistics").permutation(len(data))[:512]
+    means = []
+    for at in range(0, len(picked), 32):
+        images = torch.from_numpy(np.ascontiguousarray(data.images[np.sort(picked[at : at + 32])]))
+        means.append(model.posterior(to_signed(images).to(where))[0])
+    code = torch.cat(means)
+    model.shift.copy_(code.mean(dim=(0, 2, 3))[:, None, None])
+    model.scale.copy_(1 / code.std(dim=(0, 2, 3), unbiased=False).clamp_min(1e-4)[:, None, None])
+
+
+@torch.no_grad()
+def _round_trip(model: Autoencoder, images: Tensor, where: torch.device) -> Tensor:
+    return torch.cat([to_uint8(model.decode(model.encode(part.to(where)))).cpu() for part in images.split(32)])
+
+
+def _round_trip_figures(
+    model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig
+) -> dict[str, float]:
+    images = torch.from_numpy(np.ascontiguousarray(data.images[:256]))
+    output = _round_trip(model, images, where)
+    figures = {"psnr_db": round(psnr(images, output), 2)}
+    if config.size >= 11:
+        figures["ssim"] = round(ssim(images, output), 4)
+    return figures
+
+
+def _panel(run: Run, model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:
+    picked = numpy_rng(config.seed, "panel").permutation(len(data))[:16]
+    images = torch.from_numpy(np.ascontiguousarray(data.images[picked]))
+    output = _round_trip(model, images, where)
+    rows = [torch.cat([images[i : i + 8], output[i : i + 8]]) for i in range(0, len(images), 8)]
+    save_panel(run.sample_path("round-trip.png"), rows)
+
+
+def _fingerprint(model: Autoencoder) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("decoder"):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Floor 5: experiments that compose the rooms: compare, demo, and the report."""

@@ -1,0 +1,62 @@
+"""Train the base weights that histosynth ships, on simulated tissue of hospitals that no demo uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from histosynth.core.progress import say
+from histosynth.tiles.simulate import BaseTissueConfig, base_tissue
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """What to train, and for how long."""
+
+    out: Path = Path("runs/base")
+    """Folder of the runs; the weights to ship are written to OUT/assets."""
+    tiles: int = 30_000
+    """Simulated tiles."""
+    size: int = 64
+    """Edge length in pixels."""
+    steps: int = 20_000
+    """Training steps."""
+    seconds: float | None = None
+    """Wall-clock cap; the weights reached by then are shipped, and the card says at which step."""
+    seed: int = 0
+    """Seed of the training."""
+    workers: int = 1
+    """Processes that simulate tissue."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+def train_base(
+    what: Literal["tissue", "gan", "autoencoder", "diffusion"],
+    config: Annotated[BaseConfig, Parameter(name="*")] = BaseConfig(),
+) -> None:
+    """Train one of the shipped base weights; resumes when repeated.
+
+    Args:
+        what: "tissue" only simulates the tiles; the others train on them (autoencoder before diffusion).
+    """
+    tiles = base_tissue(BaseTissueConfig(tiles=config.tiles, size=config.size), config.out, config.workers)
+    if what == "tissue":
+        say(f"{len(tiles)} simulated tiles are in {config.out}.")
+        return
+    assets = config.out / "assets"
+    folder = config.out / what
+    if what == "gan":
+        from histosynth.gan.train import GanConfig, export_base, train_gan
+
+        settings = GanConfig(
+            size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none"
+        )
+        export_base(
+            train_gan(tiles, settings, folder, device=config.device),
+            assets / f"gan-base-{config.size}.safetensors",
+        )
+    say(f"The weights to ship are in {assets}.")

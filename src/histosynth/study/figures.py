@@ -1,0 +1,302 @@
+"""The charts of the report. Each function takes plain numbers and returns a `Panel`: one SVG with its words.
+
+Small panels, not one wide figure, so that the page can lay them out for any width. Generators differ by
+marker as well as by colour, and every panel's `alt` says in words what it shows.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histosynth.study.sheets import data_uri
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE, PALE = "#1f2933", "#56616b", "#d5dadf", "#eef1f3"
+HELPS, HURTS = "#1a6e46", "#a82a22"
+_FONTS = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+_STYLES = {
+    "real": ("#3a4652", "o"),
+    "gan": ("#b4531a", "s"),
+    "diffusion": ("#1f6391", "D"),
+}
+_MORE_STYLES = (("#6b4c9a", "^"), ("#2f7d5b", "v"), ("#8a6d00", "P"), ("#a03a6c", "X"))
+_PIXELS_PER_INCH = 96  # of CSS
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a data URI, the words for those who cannot see it, and its natural width in CSS pixels."""
+
+    uri: str
+    alt: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """An estimate with its interval; `low` and `high` may be unknown."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    colour: str = INK
+    marker: str = "o"
+    hollow: bool = False
+    dots: tuple[float, ...] = ()
+
+
+def source_style(source: str, generators: Sequence[str] = ()) -> tuple[str, str]:
+    """Colour and marker of a source; the same one in all charts."""
+    if source in _STYLES:
+        return _STYLES[source]
+    others = [name for name in generators if name not in _STYLES]
+    return _MORE_STYLES[others.index(source) % len(_MORE_STYLES) if source in others else 0]
+
+
+def forest(points: Sequence[Point], unit: str, levels: str) -> Panel:
+    """Differences with intervals around the zero line, in `unit`; "hurts" to the left, "helps" to the right."""
+    with _drawing(7.6, 0.95 + 0.42 * len(points)) as (figure, panel):
+        axes = figure.subplots()
+        reach = (
+            max([1e-9, *(abs(v) for p in points for v in (p.value, p.low, p.high) if v is not None)]) * 1.18
+        )
+        axes.set_xlim(-reach, reach)
+        axes.axvspan(-reach, 0, color=HURTS, alpha=0.045, linewidth=0)
+        axes.axvspan(0, reach, color=HELPS, alpha=0.055, linewidth=0)
+        axes.axvline(0, color=INK, linewidth=1.1)
+        _estimates(axes, points, unknown_at=0)
+        for x, align, word, colour in (
+            (-reach, "left", "◂ hurts", HURTS),
+            (reach, "right", "helps ▸", HELPS),
+        ):
+            axes.annotate(word, (x, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), color=colour,
+                          textcoords="offset points", ha=align, va="bottom", fontweight="bold")  # fmt: skip
+        axes.annotate("no difference", (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), color=MUTED,
+                      textcoords="offset points", ha="center", va="bottom")  # fmt: skip
+        axes.set_xlabel(f"{unit}, {levels}")
+        words = "; ".join(f"{p.label}: {spell(p, signed=True)}" for p in points)
+        panel["alt"] = f"Forest plot, {unit}, {levels}. {words}."
+    return Panel(**panel)
+
+
+def dot_plot(points: Sequence[Point], title: str, xlabel: str, reference: float | None = None) -> Panel:
+    """Estimates with intervals, a row each; `reference` draws a line, small dots show single runs."""
+    with _drawing(7.6, 0.65 + 0.42 * len(points)) as (figure, panel):
+        axes = figure.subplots()
+        known = [v for p in points for v in (p.value, p.low, p.high, *p.dots) if v is not None]
+        if known:
+            edge = max(0.04 * (max(known) - min(known)), 1e-3)
+            axes.set_xlim(min(known) - edge, max(known) + edge)
+        if reference is not None:
+            axes.axvline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        _estimates(axes, points, unknown_at=min(known, default=0))
+        axes.set_xlabel(xlabel)
+        panel["alt"] = f"{title}. " + "; ".join(f"{p.label}: {spell(p)}" for p in points) + "."
+    return Panel(**panel)
+
+
+def metric_panel(points: Sequence[Point], title: str, better: str) -> Panel:
+    """One fidelity score for the floor and each generator, on its own scale."""
+    with _drawing(3.35, 0.72 + 0.27 * len(points)) as (figure, panel):
+        axes = figure.subplots()
+        floor = points[0].value
+        if floor is not None:
+            axes.axvline(floor, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        known = [v for p in points for v in (p.value, p.low, p.high) if v is not None]
+        _estimates(axes, points, unknown_at=floor if floor is not None else min(known, default=0), size=5.5)
+        axes.locator_params(axis="x", nbins=4)
+        arrow = {"lower": "◂ lower is better", "higher": "higher is better ▸"}.get(better, "best near 1")
+        axes.set_title(title, loc="left", fontweight="bold", color=INK, fontsize=9.5)
+        axes.set_xlabel(arrow)
+        panel["alt"] = (
+            f"{title} ({arrow.strip('◂▸ ')}). " + "; ".join(f"{p.label}: {spell(p)}" for p in points) + "."
+        )
+    return Panel(**panel)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]], title: str, colour: str, ece: float | None) -> Panel:
+    """Confidence against accuracy a bin, with the histogram of confidences below."""
+    bins = [b for b in bins if b.get("count")]
+    with _drawing(3.35, 3.75) as (figure, panel):
+        axes, below = figure.subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": (3.4, 1), "hspace": 0.06}
+        )
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        x = [b["confidence"] for b in bins]
+        y = [b["accuracy"] for b in bins]
+        axes.vlines(x, x, y, color=colour, linewidth=2.2, alpha=0.28)
+        axes.plot(x, y, color=colour, marker="o", markersize=5, linewidth=1.6)
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share correct")
+        axes.set_title(title, loc="left", fontweight="bold", color=INK, fontsize=9.5)
+        axes.text(0.04, 0.94, "too modest", color=MUTED, va="top", fontsize=8)
+        axes.text(0.96, 0.06, "too sure", color=MUTED, ha="right", fontsize=8)
+        middle = [(b["low"] + b["high"]) / 2 for b in bins]
+        widths = [0.9 * (b["high"] - b["low"]) for b in bins]
+        below.bar(middle, [b["count"] for b in bins], widths, color=colour, alpha=0.75)
+        below.set(xlabel="confidence of the prediction", ylabel="tiles")
+        below.locator_params(axis="y", nbins=2)
+        for each in (axes, below):
+            each.grid(color=PALE, linewidth=0.8)
+            each.set_axisbelow(True)
+        words = ", ".join(f"{b['confidence']:.2f} → {b['accuracy']:.2f} ({b['count']} tiles)" for b in bins)
+        error = "" if ece is None else f" Expected calibration error {ece:.3f}."
+        panel["alt"] = (
+            f"Reliability diagram, {title}.{error} Confidence → share correct: {words or 'no bins'}."
+        )
+    return Panel(**panel)
+
+
+def confusion(matrix: Sequence[Sequence[float]], labels: Sequence[str], title: str, colour: str) -> Panel:
+    """A confusion matrix: shade is the share of the true class (row), the number is the count of tiles."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    counts = np.asarray(matrix, dtype=float)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    k = len(labels)
+    side = min(max(2.2, 0.36 * k + 0.2), 6.2)
+    names = [shorten(label, 12) for label in labels]
+    longest = max(map(len, names), default=1) * 0.075
+    with _drawing(side + longest + 0.35, side + longest + 0.55) as (figure, panel):
+        axes = figure.subplots()
+        axes.imshow(
+            shares, cmap=LinearSegmentedColormap.from_list("share", ("#ffffff", colour)), vmin=0, vmax=1
+        )
+        size = min(9.0, 26 * side / k / 2.2)
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            text = f"{counts[i, j]:.0f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=size * (0.8 if len(text) > 3 else 1),
+                      color="white" if shares[i, j] > 0.55 else INK)  # fmt: skip
+        axes.set_xticks(range(k), names, rotation=90)
+        axes.set_yticks(range(k), names)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_title(title, loc="left", fontweight="bold", color=INK, fontsize=9.5)
+        axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color=RULE, linewidth=0.6)
+        axes.tick_params(which="both", length=0)
+        panel["alt"] = f"Confusion matrix, {title}. {_confusions(counts, shares, labels)}"
+    return Panel(**panel)
+
+
+def embedding(
+    points: np.ndarray, labels: Sequence[str], backdrop: np.ndarray, colours: Mapping[str, str], title: str,
+    limits: tuple[np.ndarray, np.ndarray],
+) -> Panel:  # fmt: skip
+    """A 2-D map [n, 2] of one source in class colours over the real tiles in grey, classes named in place."""
+    import matplotlib.patheffects as effects
+
+    with _drawing(3.45, 3.7) as (figure, panel):
+        axes = figure.subplots()
+        axes.scatter(*backdrop.T, s=9, color="#d3d8dc", linewidths=0, rasterized=True)
+        labels = np.asarray(labels)
+        for label in dict.fromkeys(labels.tolist()):
+            own = points[labels == label]
+            colour = colours.get(label, MUTED)
+            axes.scatter(*own.T, s=11, color=colour, linewidths=0, alpha=0.8, rasterized=True)
+            axes.text(*np.median(own, axis=0), shorten(label, 12), ha="center", va="center", fontsize=8.5,
+                      fontweight="bold", color=INK,
+                      path_effects=[effects.withStroke(linewidth=3, foreground="white")])  # fmt: skip
+        (left, bottom), (right, top) = limits
+        axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+            spine.set_color(RULE)
+        axes.set_title(title, loc="left", fontweight="bold", color=INK, fontsize=9.5)
+        panel["alt"] = (
+            f"Two-dimensional map, {title}: {len(points)} tiles in {len(dict.fromkeys(labels.tolist()))} classes "
+            f"over {len(backdrop)} real tiles in grey."
+        )
+    return Panel(**panel)
+
+
+def spell(point: Point, signed: bool = False) -> str:
+    """An estimate in words: "0.71 (0.69 to 0.73)"."""
+    if point.value is None:
+        return "not known"
+    form = (lambda v: f"{v:+.3g}") if signed else (lambda v: f"{v:.3g}")
+    if point.low is None or point.high is None:
+        return form(point.value)
+    return f"{form(point.value)} ({form(point.low)} to {form(point.high)})"
+
+
+def shorten(text: str, length: int) -> str:
+    """A label that fits beside an axis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _estimates(axes: Axes, points: Sequence[Point], unknown_at: float, size: float = 6.5) -> None:
+    for row, point in enumerate(points):
+        if point.value is None:
+            axes.text(unknown_at, row, " n/a", va="center", color=MUTED)
+            continue
+        if point.low is not None and point.high is not None:
+            axes.plot(
+                (point.low, point.high), (row, row), color=point.colour, linewidth=2, solid_capstyle="butt"
+            )
+        if point.dots:
+            axes.plot(point.dots, [row + 0.24] * len(point.dots), linestyle="", marker="|", markersize=5,
+                      color=point.colour, alpha=0.75)  # fmt: skip
+        axes.plot(point.value, row, marker=point.marker, markersize=size, color=point.colour, linestyle="",
+                  markerfacecolor="white" if point.hollow else point.colour, markeredgewidth=1.5)  # fmt: skip
+    axes.set_yticks(range(len(points)), [shorten(p.label, 44) for p in points])
+    axes.set_ylim(len(points) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(axis="x", color=PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+
+
+def _confusions(counts: np.ndarray, shares: np.ndarray, labels: Sequence[str]) -> str:
+    if not counts.sum():
+        return "No tiles."
+    right = np.trace(counts) / counts.sum()
+    off = shares - np.diag(np.diag(shares))
+    worst = [np.unravel_index(i, off.shape) for i in np.argsort(-off, axis=None, kind="stable")[:3]]
+    named = "; ".join(
+        f"{labels[i]} taken for {labels[j]}: {off[i, j]:.0%}" for i, j in worst if off[i, j] > 0
+    )
+    return f"{right:.0%} of the tiles are on the diagonal. Most frequent confusions: {named or 'none'}."
+
+
+@contextmanager
+def _drawing(width: float, height: float) -> Iterator[tuple[Figure, dict[str, Any]]]:
+    """A figure of so many inches; on leaving, the dict holds the fields of a `Panel` but for `alt`."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",  # words stay words, in the fonts of whoever opens the page
+        "svg.hashsalt": "histosynth",  # the same figure gives the same bytes
+        "text.parse_math": False,  # a class may be called $x$
+        "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK,
+        "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.unicode_minus": True,
+        "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    }  # fmt: skip
+    with rc_context(settings), warnings.catch_warnings():
+        # a script that DejaVu lacks only makes the measured width a guess: the page's fonts draw it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        panel: dict[str, Any] = {"width": round(width * _PIXELS_PER_INCH)}
+        yield figure, panel
+        stream = io.StringIO()
+        figure.savefig(
+            stream, format="svg", dpi=160, transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    svg = re.sub(r"'DejaVu Sans'(, '?[\w ]+'?)*", _FONTS, stream.getvalue())
+    panel["uri"] = data_uri(svg.encode(), "image/svg+xml")

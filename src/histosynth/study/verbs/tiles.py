@@ -1,0 +1,33 @@
+"""Verbs that make tile sets of real or simulated tissue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from histosynth.study.verbs.show import describe
+from histosynth.tiles.simulate import PhantomConfig, simulate
+from histosynth.tiles.sources import ImportConfig, import_tiles
+
+
+def import_(
+    source: Path, out: Path, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()
+) -> None:
+    """Import class folders, or a CSV (path, label, patient, split), as a tile set.
+
+    Args:
+        source: a folder of class folders, a folder with a CSV, or a CSV.
+        out: folder of the new tile set.
+    """
+    describe(import_tiles(source, out, config))
+
+
+def phantom(out: Path, config: Annotated[PhantomConfig, Parameter(name="*")] = PhantomConfig()) -> None:
+    """Simulate the tiles of a hospital: nine tissue classes, patients with their own staining.
+
+    Args:
+        out: folder of the new tile set.
+    """
+    describe(simulate(out, config))

@@ -1,0 +1,193 @@
+"""Decoded tiles as one uint8 array, and batches from it.
+
+Batch number k is a pure function of (seed, k): a resumed training asks for batch k and needs no sampler
+state, and the same seed gives the same batches whatever ran before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from histosynth.core.errors import DataError, SettingError
+from histosynth.core.seeds import derive, numpy_rng
+from histosynth.core.types import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+Sampling = Literal["balanced", "natural"]
+
+
+@dataclass(frozen=True)
+class TileArray:
+    """Decoded tiles of one size.
+
+    Attributes:
+        images: uint8 [N, 3, S, S], an array or a memory map.
+        labels: int64 [N], index into `classes`.
+        ids: N tile ids.
+        classes: class names; a class may have no tile.
+        groups: N patient (or near-duplicate group) names, or none.
+        sources: int64 [N], such as 0 for real and 1 for synthetic, or none. Balanced sampling gives every
+            source of a class the same share, so that many synthetic tiles cannot crowd out few real ones.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+    classes: tuple[str, ...]
+    groups: list[str] | None = None
+    sources: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.dtype != np.uint8:
+            raise DataError(
+                f"Tiles have shape {self.images.shape} and type {self.images.dtype}.",
+                "They must be uint8 [N, 3, H, W].",
+            )
+        if not len(self.images) == len(self.labels) == len(self.ids):
+            raise DataError(
+                f"{len(self.images)} tiles came with {len(self.labels)} labels and {len(self.ids)} ids.",
+                "Give one label and one id a tile.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> int:
+        """Edge length in pixels."""
+        return self.images.shape[-1]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> TileArray:
+        """The tiles at these positions, in this order (copied into memory)."""
+        index = np.asarray(indices, dtype=np.int64)
+        return TileArray(
+            np.ascontiguousarray(self.images[index]),
+            self.labels[index],
+            [self.ids[i] for i in index],
+            self.classes,
+            [self.groups[i] for i in index] if self.groups is not None else None,
+            self.sources[index] if self.sources is not None else None,
+        )
+
+    def joined(self, other: TileArray) -> TileArray:
+        """These tiles (source 0) followed by those of `other` (source 1), of the same classes and size.
+
+        Raises:
+            DataError: other classes or another size.
+        """
+        if self.classes != other.classes or self.images.shape[1:] != other.images.shape[1:]:
+            raise DataError(
+                f"Tiles of classes {self.classes}, {self.size} px, cannot be joined with tiles of classes "
+                f"{other.classes}, {other.size} px.",
+                "Import both with the same classes and size.",
+            )
+        return TileArray(
+            np.concatenate([self.images, other.images]),
+            np.concatenate([self.labels, other.labels]),
+            [*self.ids, *other.ids],
+            self.classes,
+            sources=np.repeat([0, 1], [len(self), len(other)]),
+        )
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the pixels."""
+        return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        """Tiles a class, in the order of `classes`."""
+        numbers = np.bincount(self.labels, minlength=len(self.classes))
+        return {c: int(n) for c, n in zip(self.classes, numbers, strict=True)}
+
+    def tensor(self) -> torch.Tensor:
+        """All images as a uint8 torch tensor [N, 3, S, S] (a copy in memory)."""
+        import torch
+
+        return torch.from_numpy(np.array(self.images))
+
+
+def batch_at(
+    array: TileArray,
+    step: int,
+    *,
+    batch_size: int,
+    sampling: Sampling = "balanced",
+    seed: int = 0,
+    augment: bool = True,
+) -> Batch:
+    """Training batch number `step`.
+
+    Args:
+        sampling: "balanced" gives every class that has tiles the same share, and every source of a
+            class the same share of it; "natural" follows the counts. Within a class (or the whole set)
+            tiles come in a new random order every pass, so every tile is seen equally often.
+        augment: a random flip and quarter turn a tile, the eight symmetries of a tile of tissue.
+
+    Raises:
+        DataError: the array is empty.
+        SettingError: an unknown `sampling`.
+    """
+    import torch
+
+    if len(array) == 0:
+        raise DataError("The training set has no tile.", "Check the split and the quality filter.")
+    indices = _indices_at(array, step, batch_size, sampling, seed)
+    images = torch.from_numpy(np.ascontiguousarray(array.images[indices]))
+    if augment:
+        turns = numpy_rng(seed, "symmetry", step).integers(0, 8, size=batch_size)
+        images = torch.stack([symmetry(tile, int(k)) for tile, k in zip(images, turns, strict=True)])
+    labels = torch.from_numpy(array.labels[indices].astype(np.int64))
+    return Batch(images, labels, [array.ids[i] for i in indices])
+
+
+def symmetry(images: torch.Tensor, which: int) -> torch.Tensor:
+    """One of the eight symmetries of the square, 0 (identity) to 7, on [..., H, W]."""
+    turned = images.rot90(which % 4, (-2, -1))
+    return turned.flip(-1) if which >= 4 else turned
+
+
+def _indices_at(array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int) -> np.ndarray:
+    labels = array.labels
+    sources = np.zeros(len(labels), np.int64) if array.sources is None else array.sources
+    start = step * batch_size
+    positions = np.arange(start, start + batch_size)
+    if sampling == "natural":
+        return _walk(np.arange(len(labels)), positions, seed, "all")
+    if sampling != "balanced":
+        raise SettingError(f"sampling is {sampling!r}.", "Use balanced or natural.")
+    present = np.unique(labels)
+    # deal the classes like cards: every run of len(present) positions holds each class once, in a
+    # random order, so that any batch is as balanced as its size allows
+    rounds, slots = positions // len(present), positions % len(present)
+    picked = np.empty(batch_size, dtype=np.int64)
+    for round_ in np.unique(rounds):
+        order = numpy_rng(seed, "deal", int(round_)).permutation(present)
+        here = rounds == round_
+        picked[here] = order[slots[here]]
+    indices = np.empty(batch_size, dtype=np.int64)
+    for label in np.unique(picked):
+        kinds = np.unique(sources[labels == label])
+        for turn, kind in enumerate(kinds):  # the sources of a class take turns
+            here = (picked == label) & (rounds % len(kinds) == turn)
+            members = np.flatnonzero((labels == label) & (sources == kind))
+            indices[here] = _walk(members, rounds[here] // len(kinds), seed, f"class {label} source {kind}")
+    return indices
+
+
+def _walk(members: np.ndarray, positions: np.ndarray, seed: int, name: str) -> np.ndarray:
+    """The members at these positions of an endless walk, reshuffled every pass."""
+    key, count = members.tobytes(), len(members)
+    return np.array([_order(key, seed, name, int(p // count))[p % count] for p in positions], dtype=np.int64)
+
+
+@lru_cache(maxsize=256)
+def _order(members: bytes, seed: int, name: str, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng(derive(seed, "order", name, epoch))
+    return rng.permutation(np.frombuffer(members, dtype=np.int64))
