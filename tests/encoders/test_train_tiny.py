@@ -6,10 +6,24 @@ import torch
 
 from histosynth.core.checkpoint import load_checkpoint
 from histosynth.encoders import train_tiny
-from histosynth.encoders.train_tiny import TinyConfig, indices_at, train_tissue_tiny, vicreg
+from histosynth.encoders.train_tiny import TinyConfig, indices_at, simulate_tissue, train_tissue_tiny, vicreg
 from histosynth.encoders.views import _cosines, compress, restain, view
 
-SMALL = TinyConfig(sources=27, probe_sources=9, hospitals=3, steps=4, batch=16, save_every=2)
+SMALL = TinyConfig(sources=9, probe_sources=9, hospitals=3, steps=4, batch=8, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Simulated once for all runs of this file."""
+    folder = tmp_path_factory.mktemp("cache")
+    for side in ("training", "held-out"):
+        simulate_tissue(SMALL, folder, side)
+    return folder
+
+
+@pytest.fixture
+def cached(cache, monkeypatch):
+    monkeypatch.setattr(train_tiny, "simulate_tissue", lambda config, _, side: simulate_tissue(SMALL, cache, side))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -37,8 +51,9 @@ def test_compression_is_the_cosine_transform():
     assert torch.allclose(basis @ basis.T, torch.eye(8), atol=1e-6)
     flat = torch.full((2, 3, 16, 24), 100.0)
     assert torch.allclose(compress(flat, generator(), 0.0), flat, atol=0.1)
-    noise = 255 * torch.rand(2, 3, 16, 24, generator=generator())
-    assert compress(noise, generator(3), 1.0).std() < noise.std()
+    board = (torch.arange(16)[:, None] + torch.arange(24)) % 2
+    fine = (100 + 4.0 * board).expand(2, 3, -1, -1)
+    assert compress(fine, generator(), 10.0).std() < 0.1 * fine.std()
 
 
 def test_vicreg_terms():
@@ -59,7 +74,19 @@ def test_every_pass_sees_every_tile_once():
     assert (np.bincount(seen[25:], minlength=25) == 1).all()
 
 
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch):
+def test_simulated_tissue(cache):
+    tissue = simulate_tissue(SMALL, cache, "training")
+    assert tissue.images.shape == (27, 3, 72, 72) and tissue.images.dtype == np.uint8
+    assert np.bincount(tissue.labels).tolist() == [3] * 9
+    density, area, glands = tissue.truths[:, 0], tissue.truths[:, 1], tissue.truths[:, 2]
+    by_class = [density[tissue.labels == k].mean() for k in range(9)]
+    assert np.argmax(by_class) in (3, 8) and area.max() < 1  # lymphocytes or tumour hold the most nuclei
+    assert glands[tissue.labels == 6].mean() > 0.2 and glands[tissue.labels == 0].max() == 0
+    other = simulate_tissue(SMALL, cache, "held-out")
+    assert not any(np.array_equal(a, b) for a in tissue.images for b in other.images)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch, cached):
     straight, card = load_checkpoint(train_tissue_tiny(SMALL, tmp_path / "straight", device="cpu"))
     assert card["steps"] == 4 and not card["stopped_by_clock"]
 
@@ -82,8 +109,6 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     assert steps == ["step", "4"]
 
 
-def test_the_clock_can_stop_it(tmp_path):
-    path = train_tissue_tiny(
-        TinyConfig(sources=9, probe_sources=9, hospitals=2, batch=8, minutes=0.0), tmp_path / "run", device="cpu"
-    )
+def test_the_clock_can_stop_it(tmp_path, cached):
+    path = train_tissue_tiny(TinyConfig(minutes=0.0), tmp_path / "run", device="cpu")
     assert load_checkpoint(path)[1]["stopped_by_clock"]

@@ -104,14 +104,18 @@ def test_equalised_learning_rate() -> None:
 
 def test_active_layers_keep_the_mean_square() -> None:
     torch.manual_seed(0)
-    assert EqualLinear(256, 256, active=True)(torch.randn(99, 256)).square().mean().item() == pytest.approx(1.04, abs=0.1)
+    assert EqualLinear(256, 256, active=True)(torch.randn(99, 256)).square().mean().item() == pytest.approx(
+        1.04, abs=0.1
+    )
     y = EqualConv(64, 64, 3)(torch.randn(2, 64, 16, 16))[:, :, 1:-1, 1:-1]
     assert y.square().mean().item() == pytest.approx(1.04, abs=0.1)
     assert pytest.approx(math.sqrt(2)) == GAIN
 
 
 def test_normalise_gives_unit_mean_square() -> None:
-    torch.testing.assert_close(normalise(torch.randn(4, 32) * 7).square().mean(dim=1), torch.ones(4), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        normalise(torch.randn(4, 32) * 7).square().mean(dim=1), torch.ones(4), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("count", "group"), [(8, 4), (6, 3), (5, 1), (1, 1), (3, 3)])

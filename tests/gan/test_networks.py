@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gan_helpers import tiny_shape
+from tests.gan.helpers import tiny_shape
 from torch import nn
 
 from histosynth.core.errors import SettingError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gan_helpers import tiles, tiny_config
+from tests.gan.helpers import tiles, tiny_config
 
 from histosynth.core.checkpoint import load_checkpoint, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError

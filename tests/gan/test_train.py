@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gan_helpers import tiles, tiny_config, tiny_shape
+from tests.gan.helpers import tiles, tiny_config, tiny_shape
 
 from histosynth.core.checkpoint import load_checkpoint, load_state, read_card
 from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
@@ -79,23 +79,22 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from gan_helpers import *;"
-        "from histosynth.gan.train import train_gan; import torch; torch.set_num_threads(1);"
-        "train_gan(tiles(), tiny_config(steps=40, save_every=2), sys.argv[2], device='cpu')"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(int(sys.argv[3]));"
+        "from tests.gan.helpers import *; from histosynth.gan.train import train_gan;"
+        "train_gan(tiles(), tiny_config(steps=60, save_every=2), sys.argv[2], device='cpu')"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "killed")]
-    process = subprocess.Popen(command)
-    state = tmp_path / "killed" / "state" / "state.safetensors"
-    end = time.monotonic() + 60
+    root, killed = str(Path(__file__).parents[2]), tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", code, root, str(killed), str(torch.get_num_threads())])
+    state = killed / "state" / "state.safetensors"
+    end = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 0 < load_state(state)["step"] < 40
-    subprocess.run(command, check=True)
-    command[-1] = str(tmp_path / "whole")
-    subprocess.run(command, check=True)
-    same(*(tmp_path / name / "checkpoints" / "gan.safetensors" for name in ("killed", "whole")))
+    assert 0 < load_state(state)["step"] < 60
+    config = tiny_config(steps=60, save_every=2)
+    resumed = train_gan(tiles(), config, killed, device="cpu")
+    same(resumed, train_gan(tiles(), config, tmp_path / "whole", device="cpu"))
 
 
 def test_the_run_folder_and_the_card(trained: Path) -> None:
@@ -152,8 +151,16 @@ def test_wrong_data_and_settings_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tile"):
         train_gan(tiles().subset([]), tiny_config(), tmp_path / "b", device="cpu")
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
-        train_gan(tiles(), tiny_config(init=str(tmp_path / "nothing.safetensors")), tmp_path / "c", device="cpu")
-    for name, value in {"batch": 0, "ada_target": 2.0, "sampling": "odd", "precision": "fp8", "size": 33}.items():
+        train_gan(
+            tiles(), tiny_config(init=str(tmp_path / "nothing.safetensors")), tmp_path / "c", device="cpu"
+        )
+    for name, value in {
+        "batch": 0,
+        "ada_target": 2.0,
+        "sampling": "odd",
+        "precision": "fp8",
+        "size": 33,
+    }.items():
         with pytest.raises(SettingError, match=name):
             GanConfig(**{name: value})
 
@@ -222,7 +229,9 @@ def test_export_base_is_half_the_size_and_nearly_the_same(tmp_path: Path, traine
     from_checkpoint = export_base(trained, tmp_path / "again.safetensors")
     same(from_run, from_checkpoint)
     assert from_run.stat().st_size < 0.7 * trained.stat().st_size
-    full, half = (next(GanGenerator.from_checkpoint(p, "cpu").sample([0, 1], [5, 6])) for p in (trained, from_run))
+    full, half = (
+        next(GanGenerator.from_checkpoint(p, "cpu").sample([0, 1], [5, 6])) for p in (trained, from_run)
+    )
     assert (full.float() - half.float()).abs().max() <= 2
     judge = load_discriminator(from_run, "cpu")
     assert judge(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])).shape == (2,)
@@ -230,7 +239,9 @@ def test_export_base_is_half_the_size_and_nearly_the_same(tmp_path: Path, traine
 
 def test_it_learns_the_colour_of_each_class(tmp_path: Path) -> None:
     data = tiles(per_class=8, classes=("A", "B"), size=16)
-    config = tiny_config(size=16, steps=250, batch=8, log_every=50, save_every=250, r1_every=16, ada_target=0.0)
+    config = tiny_config(
+        size=16, steps=150, batch=4, log_every=50, save_every=150, r1_every=8, ada_target=0.0
+    )
     maker = GanGenerator.from_checkpoint(train_gan(data, config, tmp_path / "run", device="cpu"), "cpu")
     labels = [0] * 8 + [1] * 8
     made = torch.cat(list(maker.sample(labels, range(16)))).float().mean(dim=(2, 3))

@@ -38,8 +38,9 @@ class ColourEncoder:
                 f"colour got images of shape {tuple(images.shape)} and type {images.dtype}.",
                 "Give torch.uint8 [N, 3, H, W].",
             )
-        parts = [self.differentiable(chunk.float() / 127.5 - 1).cpu() for chunk in images.split(32)]
-        return torch.cat([torch.empty(0, DIM), *parts])
+        if len(images) == 0:
+            return torch.empty(0, DIM)
+        return torch.cat([self.differentiable(chunk.float() / 127.5 - 1).cpu() for chunk in images.split(32)])
 
     def differentiable(self, images: Tensor) -> Tensor:
         """float [N, 3, H, W] in [-1, 1] -> float32 [N, 66], with gradients to the images."""

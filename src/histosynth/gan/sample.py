@@ -24,7 +24,9 @@ class GanGenerator:
     """A trained generator. `classes`, `size` and `card` say what it makes."""
 
     def __init__(self, network: Generator, card: dict[str, Any], device: torch.device) -> None:
-        self.network = network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.network = (
+            network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        )
         self.card = card
         self.classes: tuple[str, ...] = tuple(card["classes"])
         self.size = network.shape.size
@@ -97,7 +99,9 @@ class GanGenerator:
 
     def _check(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
         if len(labels) != len(seeds):
-            raise SettingError(f"{len(labels)} labels came with {len(seeds)} seeds.", "Give one seed a label.")
+            raise SettingError(
+                f"{len(labels)} labels came with {len(seeds)} seeds.", "Give one seed a label."
+            )
         wrong = [int(k) for k in labels if not 0 <= int(k) < len(self.classes)]
         if wrong:
             raise SettingError(
@@ -120,7 +124,9 @@ def load_discriminator(path: Path | str, device: str = "auto") -> Discriminator:
 
 
 @torch.no_grad()
-def render(network: Generator, labels: Sequence[int], seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
+def render(
+    network: Generator, labels: Sequence[int], seeds: Sequence[int], truncation: float = 1.0
+) -> Tensor:
     """uint8 [N, 3, size, size] on the CPU; every tile from its own label and seed."""
     return _decode(network, _latents(network, labels, seeds, truncation), seeds)
 
@@ -135,7 +141,11 @@ def write_grid(network: Generator, path: Path, columns: int = 8) -> None:
     labels = [k for k in range(rows) for _ in range(columns)]
     tiles = render(network, labels, seeds)
     size = network.shape.size
-    sheet = tiles.view(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
+    sheet = (
+        tiles.view(rows, columns, 3, size, size)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(rows * size, columns * size, 3)
+    )
     with atomic_path(path) as temporary:
         Image.fromarray(sheet.numpy()).save(temporary, format="PNG")
 
