@@ -112,7 +112,5 @@ def _config_path(value: str) -> Path:
     folder = Path(__file__).parent / "presets"
     presets = {str(p.relative_to(folder).with_suffix("")): p for p in folder.rglob("*.yaml")}
     if value not in presets:
-        raise SettingError(
-            f"--config is {value!r}, neither a file nor a preset.", did_you_mean(value, presets)
-        )
+        raise SettingError(f"--config is {value!r}, neither a file nor a preset.", did_you_mean(value, presets))
     return presets[value]

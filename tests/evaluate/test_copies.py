@@ -34,11 +34,12 @@ def sets():
 def test_finds_planted_copies(sets, kind):
     train, held_out, synthetic = sets
     planted = synthetic.copy()
+    noise = np.random.default_rng(0).normal(0, 6, train[0].shape)
     change = {
         "exact": lambda t: t,
         "flipped": lambda t: t[..., ::-1],
         "turned": lambda t: np.rot90(t, 3, axes=(-2, -1)),
-        "jittered": lambda t: (0.85 * t.astype(float) + 20 + np.random.default_rng(0).normal(0, 6, t.shape)).clip(0, 255),
+        "jittered": lambda t: (0.85 * t.astype(float) + 20 + noise).clip(0, 255),
         "jpeg": jpeg,
     }[kind]
     for i in range(40):

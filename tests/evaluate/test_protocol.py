@@ -105,6 +105,7 @@ def test_images_add_colour_and_pixel_copies():
     report = run(**images)
     assert report["colour"]["synthetic"]["od_red_w1"] > 10 * report["colour"]["floor"]["od_red_w1"]
     assert report["copies"]["pixel_equal"] == 0
+    json.dumps(report, allow_nan=False)
     assert "pixel_equal" not in run()["copies"] and run()["colour"] is None
 
 

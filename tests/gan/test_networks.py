@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.gan.helpers import tiny_shape
 from torch import nn
 
 from histosynth.core.errors import SettingError
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator, Shape
 from histosynth.gan.losses import default_r1_gamma, discriminator_loss, generator_loss, r1_penalty
+from tests.gan.helpers import tiny_shape
 
 
 @pytest.mark.parametrize("size", [16, 32, 128])

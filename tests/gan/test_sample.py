@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.gan.helpers import tiles, tiny_config
 
 from histosynth.core.checkpoint import load_checkpoint, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
@@ -14,6 +13,7 @@ from histosynth.core.types import LatentGenerator
 from histosynth.gan.generator import Generator, Shape
 from histosynth.gan.sample import GanGenerator
 from histosynth.gan.train import train_gan
+from tests.gan.helpers import tiles, tiny_config
 
 
 @pytest.fixture(scope="module")

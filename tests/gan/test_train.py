@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.gan.helpers import tiles, tiny_config, tiny_shape
 
 from histosynth.core.checkpoint import load_checkpoint, load_state, read_card
 from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
@@ -21,7 +20,9 @@ from histosynth.gan import train as module
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator
 from histosynth.gan.sample import GanGenerator, load_discriminator
-from histosynth.gan.train import GanConfig, export_base, start_from, train_gan
+from histosynth.gan.train import GanConfig, train_gan
+from histosynth.gan.transfer import export_base, start_from
+from tests.gan.helpers import tiles, tiny_config, tiny_shape
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(int(sys.argv[3]));"
         "from tests.gan.helpers import *; from histosynth.gan.train import train_gan;"
-        "train_gan(tiles(), tiny_config(steps=60, save_every=2), sys.argv[2], device='cpu')"
+        "train_gan(tiles(), tiny_config(steps=30, save_every=2), sys.argv[2], device='cpu')"
     )
     root, killed = str(Path(__file__).parents[2]), tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", code, root, str(killed), str(torch.get_num_threads())])
@@ -91,8 +92,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 0 < load_state(state)["step"] < 60
-    config = tiny_config(steps=60, save_every=2)
+    assert 0 < load_state(state)["step"] < 30
+    config = tiny_config(steps=30, save_every=2)
     resumed = train_gan(tiles(), config, killed, device="cpu")
     same(resumed, train_gan(tiles(), config, tmp_path / "whole", device="cpu"))
 

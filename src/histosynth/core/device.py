@@ -29,9 +29,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device.type == "mps" and not has_mps
     )
     if missing:
-        raise SettingError(
-            f"device is {name!r}, which this machine does not have.", "Use --device auto or cpu."
-        )
+        raise SettingError(f"device is {name!r}, which this machine does not have.", "Use --device auto or cpu.")
     return device
 
 

@@ -200,9 +200,7 @@ def _check_same(folder: Path, manifest: dict[str, Any], verb: str, settings: dic
             "Choose another folder (--out).",
         )
     old = manifest.get("settings", {})
-    changed = sorted(
-        k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k) and k not in _FREE
-    )
+    changed = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k) and k not in _FREE)
     if changed:
         detail = ", ".join(f"{k}: {old.get(k)!r} then, {settings.get(k)!r} now" for k in changed)
         raise RunError(

@@ -65,9 +65,7 @@ class Generator(Protocol):
     size: int
     card: dict[str, Any]
 
-    def sample(
-        self, labels: Sequence[int], seeds: Sequence[int], batch_size: int = 16
-    ) -> Iterator[torch.Tensor]:
+    def sample(self, labels: Sequence[int], seeds: Sequence[int], batch_size: int = 16) -> Iterator[torch.Tensor]:
         """Yield uint8 [n, 3, size, size] batches in the order of `labels` and `seeds`."""
         ...
 

@@ -92,12 +92,14 @@ class DiffusionGenerator:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, C, size/4, size/4] -> uint8 [N, 3, size, size], on the CPU."""
+        if len(latents) == 0:
+            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         tiles = []
         for part in latents.split(MICRO):
             with autocast(self.device, self.precision):
                 pixels = self.model.autoencoder.decode(_padded(part).to(self.device))
             tiles.append(to_uint8(pixels[: len(part)]).cpu())
-        return torch.cat(tiles) if tiles else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return torch.cat(tiles)
 
     def _latent_batches(
         self, labels: Sequence[int], seeds: Sequence[int], guidance: float, steps: int

@@ -146,7 +146,7 @@ def train_diffusion(
             return path
 
         # the networks, and what of them is trained
-        encoder = encoder or _load_encoder(config.encoder)
+        encoder = encoder or _load_encoder(config.encoder, device)
         torch.manual_seed(derive(config.seed, "diffusion", "weights"))
         model, fresh = _start(data, config, encoder, run.folder, device)
         model.to(where)
@@ -317,10 +317,10 @@ def _check(data: TileArray, config: DiffusionConfig) -> None:
         )
 
 
-def _load_encoder(name: str) -> Encoder:
+def _load_encoder(name: str, device: str) -> Encoder:
     from histosynth import encoders
 
-    return encoders.load(name)
+    return encoders.load(name, device)
 
 
 def _start(

@@ -106,7 +106,8 @@ def train_autoencoder(
 
         torch.manual_seed(derive(config.seed, "autoencoder", "weights"))
         model = _start(config).to(where).train().requires_grad_(True)
-        model.encoder.requires_grad_(config.part == "all")
+        for into in (model.encoder, model.coarse_in):
+            into.requires_grad_(config.part == "all")
         parameters = named({"autoencoder": model})
         averages = Averages(parameters, config.ema)
         optimizer = torch.optim.AdamW(parameters.values(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -124,13 +125,13 @@ def train_autoencoder(
                 images = to_signed(batch.images)
                 if config.colour_jitter:
                     images = vary_colours(images, derive(config.seed, "colours", step))
-                images = images.to(where, memory_format=torch.channels_last)
+                images = images.to(where)
 
                 with autocast(where, config.precision):
                     mean, log_variance = model.posterior(images)
                     noise = torch.randn(mean.shape, generator=torch_generator(config.seed, "posterior", step))
                     code = mean + (0.5 * log_variance).exp() * noise.to(where)
-                    output = model.decoder(code).float()
+                    output = model.pixels(code)
                 absolute = (output - images).abs().mean()
                 detail = laplacian_distance(output, images)
                 # KL(N(m, v) || N(0, 1)) a latent number = (m^2 + v - 1 - log v) / 2
@@ -302,7 +303,7 @@ def _fingerprint(model: Autoencoder) -> str:
 
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if not name.startswith("decoder"):
+        if not name.startswith(("decoder.", "coarse_out.")):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -68,7 +68,7 @@ class TissueTiny:
         self.weights_hash = weights_hash
         self.device = device or torch.device("cpu")
         network = _fold(network.eval()).requires_grad_(False)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class TissueTiny:
             DataError: another type, shape or size.
         """
         _check(images, torch.float32)
-        x = images.to(self.device)
+        x = images.to(self.device, torch.float32)
         if x.shape[-2:] != (INPUT, INPUT):
             x = F.interpolate(x, (INPUT, INPUT), mode="bilinear", antialias=True, align_corners=False)
         return self.network(x.contiguous(memory_format=torch.channels_last))
@@ -112,9 +112,7 @@ def load(device: str = "cpu") -> TissueTiny:
 
 
 def _conv(inside: int, outside: int, kernel: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outside)
-    )
+    return nn.Sequential(nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outside))
 
 
 def _fold(network: TinyNetwork) -> TinyNetwork:
@@ -122,7 +120,8 @@ def _fold(network: TinyNetwork) -> TinyNetwork:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Sequential) and isinstance(child[-1], nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(child[0], child[1]))
+                convolution, norm = child
+                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
     return network
 
 

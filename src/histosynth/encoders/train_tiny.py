@@ -38,7 +38,7 @@ _SOURCE_PX, _SOURCES_A_PART = 144, 90
 class TinyConfig:
     """Settings of the encoder's training."""
 
-    sources: int = 8100
+    sources: int = 3600
     """Simulated fields of the training hospitals; each gives three tiles."""
     probe_sources: int = 450
     """Fields of the held-out hospitals."""
@@ -48,9 +48,9 @@ class TinyConfig:
     """Smallest field; the tiles of a field are the whole of it and two crops of 45 to 80 % of its width."""
     field_max_um: float = 350.0
     """Largest field."""
-    steps: int = 1000
+    steps: int = 500
     """Training steps."""
-    batch: int = 128
+    batch: int = 96
     """Tiles a step; each is seen in two views."""
     learning_rate: float = 2e-3
     """Highest learning rate of AdamW, after a warm-up and before a cosine decay."""
@@ -62,7 +62,7 @@ class TinyConfig:
     """Weight of the VICReg terms, which are 25 invariance + 25 variance + 1 covariance."""
     minutes: float | None = None
     """Stop training after so many minutes; the decay of the learning rate then follows the clock."""
-    save_every: int = 100
+    save_every: int = 50
     """Steps between two resume states."""
     seed: int = 7001
     """Seed of hospitals, tiles and training."""
@@ -110,7 +110,7 @@ def train_tissue_tiny(config: TinyConfig, folder: Path, *, device: str = "auto")
 
         # model and optimiser
         torch.manual_seed(derive(config.seed, "weights"))
-        student = Student().to(place, memory_format=torch.channels_last)
+        student = Student().to(place).to(memory_format=torch.channels_last)
         matrices = [p for p in student.parameters() if p.ndim > 1]
         others = [p for p in student.parameters() if p.ndim <= 1]
         optimiser = torch.optim.AdamW(

@@ -17,9 +17,7 @@ def checked(features: np.ndarray, name: str = "features", at_least: int = 2) -> 
     if array.ndim != 2 or array.shape[1] == 0:
         raise DataError(f"The {name} have shape {array.shape}.", "Give one row of numbers a tile: [N, D].")
     if len(array) < at_least:
-        raise DataError(
-            f"The {name} hold {len(array)} tile(s).", f"This score needs at least {at_least} on each side."
-        )
+        raise DataError(f"The {name} hold {len(array)} tile(s).", f"This score needs at least {at_least} on each side.")
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(bad):
         rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")

@@ -61,6 +61,4 @@ def prdc(reference: np.ndarray, other: np.ndarray, k: int) -> dict[str, float]:
     }
 
 
-METRIC = Metric(
-    coverage, {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher"}
-)
+METRIC = Metric(coverage, {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher"})

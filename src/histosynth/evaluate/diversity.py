@@ -42,7 +42,7 @@ def vendi(features: np.ndarray) -> float:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.where(length > 0, length, 1) / np.sqrt(len(features))
     gram = unit @ unit.T if len(unit) < unit.shape[1] else unit.T @ unit
-    values = linalg.eigvalsh(gram, check_finite=False)
+    values = linalg.eigvalsh(gram, driver="ev", check_finite=False)
     values = values[values > 1e-12]
     values = values / values.sum()
     return float(np.exp(-(values * np.log(values)).sum()))

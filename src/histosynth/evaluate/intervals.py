@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from statistics import NormalDist
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from histosynth.core.seeds import numpy_rng
 from histosynth.evaluate.settings import Protocol
@@ -43,12 +44,12 @@ def with_interval(
     rng = numpy_rng(seed, "half-samples")
     draws: dict[str, list[float]] = {name: [] for name in values}
     sizes = [min(len(side) // 2, protocol.replicate_size) for side in (reference, other)]
-    for _ in range(protocol.replicates):
-        halves = [
-            side[rng.permutation(len(side))[:m]] for side, m in zip((reference, other), sizes, strict=True)
-        ]
-        for name, value in statistic(*halves).items():
-            draws[name].append(value)
+    # matrices this small gain nothing from a second thread, and on a busy machine waiting threads cost tenfold
+    with threadpool_limits(1 if reference.shape[1] <= 512 else None, user_api="blas"):
+        for _ in range(protocol.replicates):
+            halves = [side[rng.permutation(len(side))[:m]] for side, m in zip((reference, other), sizes, strict=True)]
+            for name, value in statistic(*halves).items():
+                draws[name].append(value)
     factor = np.mean([np.sqrt(m / (len(s) - m)) for s, m in zip((reference, other), sizes, strict=True)])
     z = NormalDist().inv_cdf((1 + protocol.level) / 2)
     result = {}

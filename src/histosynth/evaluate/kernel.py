@@ -23,9 +23,7 @@ Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _ROWS = 1024
 
 
-def kid(
-    reference: np.ndarray, other: np.ndarray, protocol: Protocol | None = None, seed: int = 0
-) -> dict[str, float]:
+def kid(reference: np.ndarray, other: np.ndarray, protocol: Protocol | None = None, seed: int = 0) -> dict[str, float]:
     """Kernel Inception distance of two sets of features [N, D], the mean over random subsets.
 
     Returns:
@@ -37,9 +35,7 @@ def kid(
     return _over_subsets("kid", polynomial, reference, other, protocol or Protocol(), seed)
 
 
-def cmmd(
-    reference: np.ndarray, other: np.ndarray, protocol: Protocol | None = None, seed: int = 0
-) -> dict[str, float]:
+def cmmd(reference: np.ndarray, other: np.ndarray, protocol: Protocol | None = None, seed: int = 0) -> dict[str, float]:
     """The same with a Gaussian kernel, as wide as the median distance between reference tiles.
 
     Returns:
@@ -108,9 +104,7 @@ def _over_subsets(
     }
 
 
-def _subset_mmd2(
-    x: np.ndarray, y: np.ndarray, kernel: Kernel, in_x: np.ndarray, in_y: np.ndarray
-) -> np.ndarray:
+def _subset_mmd2(x: np.ndarray, y: np.ndarray, kernel: Kernel, in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
     """Unbiased squared MMD of each subset; membership in_x [S, n] and in_y [S, m] of zeros and ones."""
     n, m = in_x.sum(1), in_y.sum(1)
     within_x = _member_sum(x, x, kernel, in_x, in_x, skip_self=True) / (n * (n - 1))

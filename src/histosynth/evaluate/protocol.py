@@ -67,8 +67,7 @@ def judge(
         SettingError: the protocol names an unknown metric.
     """
     features = {
-        name: checked(array, f"{name} features")
-        for name, array in zip(_SIDES, (train, test, synthetic), strict=True)
+        name: checked(array, f"{name} features") for name, array in zip(_SIDES, (train, test, synthetic), strict=True)
     }
     dims = {name: array.shape[1] for name, array in features.items()}
     if len(set(dims.values())) > 1:
@@ -90,7 +89,7 @@ def judge(
 
     # the same tiles of each class on each side, so that neither N nor the mix of classes differs
     shrink = min(1.0, protocol.max_n / shared.sum())
-    picked = {name: [] for name in _SIDES}
+    picked: dict[str, list[np.ndarray]] = {name: [] for name in _SIDES}
     for label, n in enumerate(np.floor(shared * shrink).astype(int)):
         for name in _SIDES:
             where = np.flatnonzero(labels[name] == label)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,7 @@ class Mapping(nn.Module):
         self.embedding = nn.Parameter(torch.randn(shape.classes, shape.w_dim))
         widths = [shape.z_dim + shape.w_dim] + [shape.w_dim] * shape.mapping_depth
         self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=0.01, active=True)
-            for a, b in zip(widths, widths[1:], strict=False)
+            EqualLinear(a, b, lr_multiplier=0.01, active=True) for a, b in pairwise(widths)
         )
         self.z_dim = shape.z_dim
         self.register_buffer("w_mean", torch.zeros(shape.classes, shape.w_dim))
@@ -152,7 +152,7 @@ class Generator(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Codes w that one image takes: each layer its own, the image head of a block shares the next one's."""
+        """Codes w that one image takes: one a 3x3 layer; an image head shares the next layer's."""
         return 2 * len(self.blocks)
 
     def noise_shapes(self) -> list[int]:
@@ -201,7 +201,7 @@ class Generator(nn.Module):
         crossover: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Images from z [N, z_dim]; with `z2` and `crossover` int64 [N], layers from the crossover on use z2."""
+        """Images from z [N, z_dim]; with `z2` and `crossover` int64 [N], later layers use z2."""
         w = self.mapping(z, labels)
         if z2 is not None and crossover is not None:
             # style mixing inside the class (1812.04948, section 3.1)

@@ -16,17 +16,17 @@ from histosynth.core.files import atomic_path
 from histosynth.core.seeds import torch_generator
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator, Shape
+from histosynth.gan.layers import place
 
-MICRO_BATCH = 8  # the network always runs at this size: kernels round differently at different sizes
+# the network always runs at one size, since kernels round differently at different sizes
+MICRO_BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
 
 
 class GanGenerator:
     """A trained generator. `classes`, `size` and `card` say what it makes."""
 
     def __init__(self, network: Generator, card: dict[str, Any], device: torch.device) -> None:
-        self.network = (
-            network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        )
+        self.network = place(network, device).eval().requires_grad_(False)
         self.card = card
         self.classes: tuple[str, ...] = tuple(card["classes"])
         self.size = network.shape.size
@@ -119,8 +119,7 @@ def load_discriminator(path: Path | str, device: str = "auto") -> Discriminator:
     tensors, card = _read(path)
     network = Discriminator(Shape(**card["shape"]))
     network.load_state_dict(_part(tensors, "D."))
-    place = pick_device(device)
-    return network.to(device=place, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return place(network, pick_device(device)).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -133,10 +132,10 @@ def render(
 
 @torch.no_grad()
 def write_grid(network: Generator, path: Path, columns: int = 8) -> None:
-    """A PNG with a row a class and the same seeds in every row."""
+    """A PNG with a row a class (the first 32) and the same seeds in every row."""
     from PIL import Image
 
-    rows = network.shape.classes
+    rows = min(network.shape.classes, 32)
     seeds = list(range(columns)) * rows
     labels = [k for k in range(rows) for _ in range(columns)]
     tiles = render(network, labels, seeds)
@@ -153,12 +152,13 @@ def write_grid(network: Generator, path: Path, columns: int = 8) -> None:
 @torch.no_grad()
 def _latents(network: Generator, labels: Sequence[int], seeds: Sequence[int], truncation: float) -> Tensor:
     device = network.mapping.embedding.device
+    count = MICRO_BATCH.get(device.type, 8)
     codes = []
-    for start in range(0, len(seeds), MICRO_BATCH):
-        part = [int(s) for s in seeds[start : start + MICRO_BATCH]]
+    for start in range(0, len(seeds), count):
+        part = [int(s) for s in seeds[start : start + count]]
         z = torch.stack([torch.randn(network.shape.z_dim, generator=torch_generator(s, "z")) for s in part])
-        label = torch.tensor([int(k) for k in labels[start : start + MICRO_BATCH]])
-        w = network.mapping(_padded(z).to(device), _padded(label).to(device), truncation)
+        label = torch.tensor([int(k) for k in labels[start : start + count]])
+        w = network.mapping(_padded(z, count).to(device), _padded(label, count).to(device), truncation)
         codes.append(w[: len(part)])
     return torch.cat(codes) if codes else torch.empty(0, network.shape.w_dim, device=device)
 
@@ -166,19 +166,20 @@ def _latents(network: Generator, labels: Sequence[int], seeds: Sequence[int], tr
 @torch.no_grad()
 def _decode(network: Generator, latents: Tensor, seeds: Sequence[int]) -> Tensor:
     device = network.mapping.embedding.device
+    count = MICRO_BATCH.get(device.type, 8)
     tiles = []
-    for start in range(0, len(latents), MICRO_BATCH):
-        w = latents[start : start + MICRO_BATCH].to(device)
-        noise = network.seeded_noise(seeds[start : start + MICRO_BATCH])
-        images = network.synthesise(_padded(w), [_padded(n) for n in noise])[: len(w)]
+    for start in range(0, len(latents), count):
+        w = latents[start : start + count].to(device)
+        noise = network.seeded_noise(seeds[start : start + count])
+        images = network.synthesise(_padded(w, count), [_padded(n, count) for n in noise])[: len(w)]
         tiles.append(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     size = network.shape.size
     return torch.cat(tiles) if tiles else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
 
-def _padded(x: Tensor) -> Tensor:
-    """Repeat the last row until there are MICRO_BATCH."""
-    missing = MICRO_BATCH - len(x)
+def _padded(x: Tensor, count: int) -> Tensor:
+    """Repeat the last row until there are `count`."""
+    missing = count - len(x)
     return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 

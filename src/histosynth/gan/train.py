@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,23 +12,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from histosynth.core.assets import asset_path
-from histosynth.core.checkpoint import load_checkpoint, load_state, require_kind, save_checkpoint, save_state
+from histosynth.core.checkpoint import load_state, save_state
 from histosynth.core.device import pick_device
-from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
-from histosynth.core.progress import bar, say
+from histosynth.core.errors import DataError, RunError, SettingError
+from histosynth.core.progress import bar
 from histosynth.core.run import Run, plain
 from histosynth.core.seeds import derive
 from histosynth.gan.augment import AdaController, augment
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator, Shape
+from histosynth.gan.layers import place
 from histosynth.gan.losses import default_r1_gamma, discriminator_loss, generator_loss, r1_penalty
 from histosynth.gan.sample import write_grid
-from histosynth.gan.transfer import transfer
+from histosynth.gan.transfer import BASE, export, start_from
 from histosynth.tiles.batches import TileArray, batch_at
 
 CHECKPOINT = "gan"
-BASE = "gan-base-64.safetensors"
 _LOGGED = ("loss_g", "loss_d", "real_logit", "fake_logit")
 
 
@@ -62,7 +60,7 @@ class GanConfig:
     r1_every: int = 16
     """Steps from one gradient penalty to the next."""
     ada_target: float = 0.6
-    """Where adaptive augmentation holds r_t, the mean sign of the discriminator on real tiles; 0: no augmentation."""
+    """Where adaptive augmentation holds r_t, the mean sign of the discriminator on real tiles; 0: none."""
     ada_speed: float = 100.0
     """Thousand tiles in which the augmentation probability can go from 0 to 1."""
     ema: float = 5.0
@@ -123,7 +121,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
     The weights after n steps are the same whether or not the training was killed on the way (CPU).
 
     Returns:
-        the path of the checkpoint: the averaged generator ("G_ema.") and the discriminator ("D.") with a card.
+        the path of the checkpoint: averaged generator ("G_ema."), discriminator ("D.") and card.
 
     Raises:
         DataError: no tile, or tiles of another size than `config.size`.
@@ -137,20 +135,19 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
             return target
 
         # networks, optimisers, augmentation
-        place = pick_device(device)
-        dtype = pick_dtype(config.precision, place)
+        where = pick_device(device)
+        dtype = pick_dtype(config.precision, where)
         torch.manual_seed(derive(config.seed, "gan weights"))
         shape = config.shape(len(data.classes))
         generator, discriminator = Generator(shape), Discriminator(shape)
         resuming = run.state_path.exists()
         if config.init != "none" and not resuming:
             start_from(config.init, generator, discriminator, data.classes, config.seed)
-        generator = generator.to(device=place, memory_format=torch.channels_last)
-        discriminator = discriminator.to(device=place, memory_format=torch.channels_last)
+        generator, discriminator = place(generator, where), place(discriminator, where)
         average = copy.deepcopy(generator).requires_grad_(False)
         discriminator.freeze_highest(config.freeze_d)
         learning = [p for p in discriminator.parameters() if p.requires_grad]
-        fused = place.type in ("cpu", "cuda")
+        fused = where.type in ("cpu", "cuda")
         adam_g = torch.optim.Adam(generator.parameters(), lr=config.lr_g, betas=(0.0, 0.99), fused=fused)
         # lazy regularisation (1912.04958, appendix B): D makes one more step every r1_every
         ratio = config.r1_every / (config.r1_every + 1)
@@ -179,11 +176,11 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
         with bar("Training the GAN", total=config.steps, done=step) as tick:
             while step < config.steps and not by_clock:
                 # all that is random in this step follows from (seed, step)
-                draw = torch.Generator(place).manual_seed(derive(config.seed, "gan step", step))
+                draw = torch.Generator(where).manual_seed(derive(config.seed, "gan step", step))
                 batch = batch_at(
                     data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed
                 )
-                real, labels = to_network(batch.images, place), batch.labels.to(place)
+                real, labels = to_network(batch.images, where), batch.labels.to(where)
 
                 # generator
                 discriminator.requires_grad_(False)
@@ -235,6 +232,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
                 if last or (config.sample_every and step % config.sample_every == 0):
                     write_grid(average, run.sample_path(f"step-{step:06d}.png"))
                 if last or step % config.save_every == 0:
+                    _require_finite(run, step - 1, weights=_total(networks))
                     state = {name: dict(network.state_dict()) for name, network in networks.items()}
                     state |= {"adam_g": adam_state(adam_g), "adam_d": adam_state(adam_d), "ada": ada.state()}
                     state |= {"sums": sums, "r1": r1, "step": step, "seconds": seconds}
@@ -247,76 +245,21 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
     return target
 
 
-def export(source: Path | str, path: Path | str, *, half: bool = False) -> Path:
-    """Write the averaged generator and the discriminator of a resume state or a checkpoint as a checkpoint.
-
-    Args:
-        source: a run folder, the state file in it, or a checkpoint.
-        half: store float16, for weights that are shipped.
-
-    Raises:
-        CheckpointError: `source` is missing or is not a GAN.
-    """
-    source = Path(source)
-    if source.is_dir():
-        source = source / "state" / "state.safetensors"
-    if source.name == "state.safetensors":
-        state = load_state(source)
-        card = state["card"]
-        average = Generator(Shape(**card["shape"]))
-        average.load_state_dict(state["average"])
-        average.mapping.measure_mean()
-        tensors = {f"G_ema.{k}": v for k, v in average.state_dict().items()}
-        tensors |= {f"D.{k}": v for k, v in state["discriminator"].items()}
-    else:
-        tensors, card = load_checkpoint(source)
-        require_kind(card, "gan", source)
-    return save_checkpoint(path, tensors, card, half=half)
-
-
-def export_base(source: Path | str, path: Path | str) -> Path:
-    """`export` in half precision under the name of the base weights: what is shipped inside the package."""
-    return export(source, path, half=True)
-
-
-def start_from(
-    init: str, generator: Generator, discriminator: Discriminator, classes: Sequence[str], seed: int
-) -> None:
-    """Take over every tensor that fits from the checkpoint `init`, or from the shipped weights ("base").
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or nothing in it fits.
-    """
-    path = asset_path(BASE) if init == "base" else Path(init)
-    tensors, card = load_checkpoint(path)
-    require_kind(card, "gan", path)
-    taken = 0
-    for prefix, network in (("G_ema.", generator), ("D.", discriminator)):
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        report = transfer(network, own, card["classes"], classes, seed)
-        taken += report.taken
-    if not taken:
-        raise CheckpointError(
-            f"No tensor of {path} fits these settings.", "Use its channel_base and channel_max, or init=none."
-        )
-    if report.new_classes:
-        say(f"New to the start weights, so they begin as average tissue: {', '.join(report.new_classes)}")
-
-
-def pick_dtype(precision: str, place: torch.device) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of the convolutions; "auto" is bfloat16 where the processor multiplies it natively."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32
-    if place.type == "cuda":
+    if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_tile")
-    return torch.bfloat16 if place.type == "cpu" and native else torch.float32
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # newer torch only
+        can = torch.cpu.get_capabilities()
+        return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
+    return torch.float32
 
 
-def to_network(images: Tensor, place: torch.device) -> Tensor:
+def to_network(images: Tensor, device: torch.device) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 in [-1, 1], channels last."""
-    return (images.to(place).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return (images.to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def adam_state(adam: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
@@ -326,14 +269,12 @@ def adam_state(adam: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
 
 def restore_adam(adam: torch.optim.Optimizer, moments: list[dict[str, Tensor]]) -> None:
     """Put `adam_state` back, each moment in the memory layout of its parameter, as the fused kernels need."""
-    parameters = [p for group in adam.param_groups for p in group["params"]]
-    for parameter, saved in zip(parameters, moments, strict=True):
-        adam.state[parameter] = {
-            name: torch.empty_like(parameter).copy_(value)
-            if value.shape == parameter.shape and name != "step"
-            else value
-            for name, value in saved.items()
-        }
+    pairs = [(p, group["fused"]) for group in adam.param_groups for p in group["params"]]
+    for (parameter, fused), saved in zip(pairs, moments, strict=True):
+        like = {name: torch.empty_like(parameter).copy_(saved[name]) for name in saved if name != "step"}
+        if saved:
+            like["step"] = saved["step"].to(parameter.device) if fused else saved["step"]
+        adam.state[parameter] = like
 
 
 def _codes(generator: Generator, labels: Tensor, config: GanConfig, draw: torch.Generator) -> dict[str, Any]:
@@ -365,6 +306,11 @@ def _require_finite(run: Run, step: int, **losses: Tensor) -> None:
             rescued = export(run.state_path, run.checkpoint_path(f"{CHECKPOINT}-last-good"))
             advice += f" The last good weights are in {rescued}; init takes that path."
         raise RunError(f"{name} is {float(value.detach())} at step {step}: the training diverged.", advice)
+
+
+def _total(networks: dict[str, nn.Module]) -> Tensor:
+    """A sum that is not finite when any weight is not."""
+    return torch.stack([p.detach().sum() for n in networks.values() for p in n.parameters()]).sum()
 
 
 def _check(data: TileArray, config: GanConfig) -> None:

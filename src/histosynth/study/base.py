@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from histosynth.core.progress import say
+from histosynth.tiles.batches import TileArray
 from histosynth.tiles.simulate import BaseTissueConfig, base_tissue
 
 
@@ -18,7 +19,7 @@ class BaseConfig:
 
     out: Path = Path("runs/base")
     """Folder of the runs; the weights to ship are written to OUT/assets."""
-    tiles: int = 30_000
+    tiles: int = 27_000
     """Simulated tiles."""
     size: int = 64
     """Edge length in pixels."""
@@ -47,16 +48,41 @@ def train_base(
     if what == "tissue":
         say(f"{len(tiles)} simulated tiles are in {config.out}.")
         return
-    assets = config.out / "assets"
-    folder = config.out / what
-    if what == "gan":
-        from histosynth.gan.train import GanConfig, export_base, train_gan
+    train = {"gan": _gan, "autoencoder": _autoencoder, "diffusion": _diffusion}[what]
+    shipped = train(tiles, config, config.out / what)
+    say(f"To ship: {shipped} ({shipped.stat().st_size / 2**20:.1f} MB)")
 
-        settings = GanConfig(
-            size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none"
-        )
-        export_base(
-            train_gan(tiles, settings, folder, device=config.device),
-            assets / f"gan-base-{config.size}.safetensors",
-        )
-    say(f"The weights to ship are in {assets}.")
+
+def _asset(config: BaseConfig, name: str) -> Path:
+    return config.out / "assets" / f"{name}-{config.size}.safetensors"
+
+
+def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
+    from histosynth.gan.train import GanConfig, export_base, train_gan
+
+    settings = GanConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none")
+    return export_base(train_gan(tiles, settings, folder, device=config.device), _asset(config, "gan-base"))
+
+
+def _autoencoder(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
+    from histosynth.diffusion.autoencoder import export_autoencoder
+    from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
+
+    settings = AutoencoderConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed)
+    trained = train_autoencoder(tiles, settings, folder, device=config.device)
+    return export_autoencoder(trained, _asset(config, "autoencoder"))
+
+
+def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
+    from histosynth.diffusion.model import export_base
+    from histosynth.diffusion.train import DiffusionConfig, train_diffusion
+
+    settings = DiffusionConfig(
+        size=config.size,
+        steps=config.steps,
+        seconds=config.seconds,
+        seed=config.seed,
+        init="none",
+        autoencoder=str(_asset(config, "autoencoder")),
+    )
+    return export_base(train_diffusion(tiles, settings, folder, device=config.device), _asset(config, "diffusion-base"))

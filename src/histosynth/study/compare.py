@@ -12,14 +12,11 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
 import histosynth
@@ -33,20 +30,14 @@ from histosynth.core.run import Run, is_finished
 from histosynth.core.seeds import derive
 from histosynth.core.types import GeneratorFamily
 from histosynth.study import fidelity, utility
+from histosynth.study.account import check_usable, describe_data, generator_warnings, protocol, samples
 from histosynth.study.generators import FAMILIES, GenerateConfig, family, make_tiles
+from histosynth.study.plan import Clock, Plan, make_plan
 from histosynth.study.report import Pictures, write_report
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.sources import ImportConfig, import_tiles
 from histosynth.tiles.split import SplitConfig, check_no_straddling
 from histosynth.tiles.tileset import SPLITS, TileSet, set_aside
-
-# how the budget is shared: each of the G generators gets an equal part of the first two
-_SHARES = {"train": 0.46, "generate": 0.12, "classifiers": 0.34}
-_SLACK = 1.35  # a stage may exceed its share by this much before the clock cuts it
-_CLASSIFIER_STEPS_PER_SECOND = 12.0
-_STEPS = (60, 1500)  # a classifier's fewest and most steps
-_TILES = (16, 256)  # synthetic tiles a class, fewest and most
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -73,8 +64,8 @@ class CompareConfig:
     """Training steps of every classifier."""
     synthetic_per_class: int | None = None
     """Synthetic tiles made for each class."""
-    generator_steps: int | None = None
-    """Training steps of every generator."""
+    generator_steps: dict[str, int] = field(default_factory=dict)
+    """Training steps of a generator, such as --generator-steps.gan 500."""
     val: float = 0.15
     """Share of the tiles for validation, when the tiles bring no split."""
     test: float = 0.25
@@ -83,19 +74,7 @@ class CompareConfig:
     """auto, cpu, cuda, cuda:N or mps."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Numbers of steps and tiles, and how long a stage may take at most (seconds)."""
-
-    generator_steps: dict[str, int]
-    synthetic_per_class: int
-    classifier_steps: int
-    train_seconds: float
-
-
-def compare(
-    tiles: Path, config: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()
-) -> Path | None:
+def compare(tiles: Path, config: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()) -> Path | None:
     """Compare the generators on your tiles and write report.html and report.json.
 
     Args:
@@ -111,8 +90,9 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
     families = _checked(config)
     page = out / "report.html"
     settings = {"tiles": str(tiles), **{k: v for k, v in vars(config).items() if k != "out"}}
+    finished = is_finished(out) and page.exists()
     with Run.open(out, verb, settings) as run:
-        if run.resumed and is_finished(out) and page.exists():
+        if finished:
             say(f"This run is finished. Its report: {page}")
             return page
         started = time.monotonic()
@@ -120,14 +100,23 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
         tileset = _tiles(tiles, out, config, clock)
         splits = {s: tileset.array(s, size=config.size, cache=out / "cache") for s in SPLITS}
         warnings = check_usable(splits)
-        plan = make_plan(config, families, splits)
+        plan = make_plan(
+            config.minutes,
+            families,
+            size=config.size,
+            classes=sum(n > 0 for n in splits["train"].counts().values()),
+            seeds=config.classifier_seeds,
+            generator_steps=config.generator_steps,
+            classifier_steps=config.classifier_steps,
+            synthetic_per_class=config.synthetic_per_class,
+        )
         made, described = {}, {}
         for one in families:
             described[one.name] = _make(one, splits["train"], out, config, plan, clock)
             if "error" not in described[one.name]:
                 made[one.name] = _synthetic_array(out, one.name, config, tileset)
         with clock("Fidelity"):
-            judged, shown = fidelity.judge_all(splits, made, config.encoder, out, config.seed, config.device)
+            judged, shown = fidelity.judge_all(splits, made, config.encoder, out, config.seed)
         chosen = utility.arms({n: family(n).title for n in made})
         classifier = ClassifierConfig(steps=plan.classifier_steps)
         seeds = [derive(config.seed, "classifier", k) % 100_000 for k in range(config.classifier_seeds)]
@@ -147,126 +136,21 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
             "command": command,
             "seed": config.seed,
             "minutes": config.minutes,
-            "data": describe_data(tileset, splits, config),
-            "warnings": warnings + _generator_warnings(described, tileset, config),
+            "data": describe_data(tileset, splits, config.size),
+            "warnings": warnings + generator_warnings(described, tileset, config.size, config.init == "base"),
             "generators": described,
             "fidelity": judged,
-            "utility": {"protocol": _protocol(classifier, result, seeds, splits["test"]), **result},
+            "utility": {"protocol": protocol(classifier, result["arms"], seeds, splits["test"]), **result},
             "verdicts": found,
             "costs": clock.report(described, describe_device(pick_device(config.device))),
         }
-        pictures = Pictures(samples=_samples(splits, made, config.seed), **shown)
+        pictures = Pictures(samples=samples(splits["train"], made, config.seed), **shown)
         write_report(out, report, pictures)
         run.finish(verdicts={v["generator"]: v["word"] for v in found})
     for spoken in found:
         say(spoken["sentence"])
     say(f"Report: {page}")
     return page
-
-
-def make_plan(config: CompareConfig, families: list[GeneratorFamily], splits: dict[str, TileArray]) -> Plan:
-    """Turn minutes into steps and tiles, by the fixed rates of the families."""
-    budget = config.minutes * 60
-    cost = (config.size / 64) ** 2
-    share = budget * _SHARES["train"] / len(families)
-    steps = {
-        f.name: config.generator_steps or max(20, _round(share * f.steps_per_second / cost)) for f in families
-    }
-    present = max(1, sum(n > 0 for n in splits["train"].counts().values()))
-    slowest = min(f.tiles_per_second for f in families) / cost
-    tiles = budget * _SHARES["generate"] / len(families) * slowest / present
-    cells = config.classifier_seeds * (2 + 2 * len(families))
-    classifier = budget * _SHARES["classifiers"] / cells * _CLASSIFIER_STEPS_PER_SECOND / cost
-    return Plan(
-        generator_steps=steps,
-        synthetic_per_class=config.synthetic_per_class or int(np.clip(_round(tiles), *_TILES)),
-        classifier_steps=config.classifier_steps or int(np.clip(_round(classifier), *_STEPS)),
-        train_seconds=share * _SLACK,
-    )
-
-
-class Clock:
-    """Seconds spent in each stage, kept on disk so that a resumed run reports all of them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
-
-    def add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 2)
-        write_json(self._path, self.seconds)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(stage, time.monotonic() - start)
-
-    def report(self, described: dict[str, Any], device: str) -> dict[str, Any]:
-        """The section "costs" of the report."""
-        generators = {n: d.pop("cost") for n, d in described.items() if "cost" in d}
-        stages = [{"name": n, "seconds": s} for n, s in self.seconds.items() if n != "Total"]
-        return {
-            "stages": stages,
-            "generators": generators,
-            "device": device,
-            "total_seconds": self.seconds.get("Total", 0.0),
-        }
-
-
-def check_usable(splits: dict[str, TileArray]) -> list[str]:
-    """Refuse what cannot be compared; name what makes the answer weak.
-
-    Raises:
-        DataError: fewer than two classes, or a split without tiles.
-    """
-    train, test = splits["train"].counts(), splits["test"].counts()
-    if len(train) < 2:
-        raise DataError(
-            f"The tiles have one class only ({', '.join(train)}), so no classifier can be trained.",
-            "Add another class, or train a generator alone with `histosynth train gan`.",
-        )
-    for name, array in splits.items():
-        if len(array) == 0:
-            raise DataError(f"The split {name!r} has no tile.", "Add patients, or change --val and --test.")
-    warnings = []
-    for label, count in train.items():
-        if count == 0:
-            warnings.append(
-                f"Class {label} has no training tile (too few patients): nothing can be learned of it."
-            )
-        elif count < 10:
-            warnings.append(f"Class {label} has only {count} training tiles.")
-        if test[label] == 0:
-            warnings.append(f"Class {label} has no test tile: no score speaks of it.")
-        elif test[label] < 10:
-            warnings.append(f"Class {label} has only {test[label]} test tiles: its recall is uncertain.")
-    patients = len(set(splits["test"].groups or []))
-    if patients < 10:
-        warnings.append(f"The test has {patients} patients only: intervals over so few are too narrow.")
-    return warnings
-
-
-def describe_data(tileset: TileSet, splits: dict[str, TileArray], config: CompareConfig) -> dict[str, Any]:
-    """The section "data" of the report."""
-    kept = tileset.kept
-    small = int((kept[["width", "height"]].min(axis=1) < config.size).sum())
-    return {
-        "source": tileset.meta.get("source", tileset.folder.name),
-        "digest": tileset.digest,
-        "classes": tileset.meta["classes"],
-        "counts": {s: a.counts() for s, a in splits.items()},
-        "patients": {s: int(kept[kept.split == s].patient.nunique()) for s in SPLITS},
-        "set_aside": set_aside(tileset.table),
-        "split_protocol": tileset.meta.get("split_protocol", "as given"),
-        "size": config.size,
-        "upsampled": small,
-        "formats": {str(k): int(v) for k, v in kept.format.value_counts().items()},
-        "simulated": bool(tileset.meta.get("simulated", False)),
-        "licence": tileset.meta.get("licence", ""),
-    }
 
 
 def _checked(config: CompareConfig) -> list[GeneratorFamily]:
@@ -358,90 +242,21 @@ def _make(
 
 def _synthetic_array(out: Path, name: str, config: CompareConfig, tileset: TileSet) -> TileArray:
     """Synthetic tiles with the labels of the real set (a class without training tiles has none)."""
-    made = TileSet.open(out / "synthetic" / name).array(size=config.size)
-    index = np.array([tileset.classes.index(c) for c in made.classes])
-    return replace(made, labels=index[made.labels], classes=tileset.classes, groups=None)
-
-
-def _generator_warnings(described: dict[str, Any], tileset: TileSet, config: CompareConfig) -> list[str]:
-    warnings = []
-    for one in described.values():
-        if "error" in one:
-            warnings.append(f"{one['title']} failed and is left out: {one['error']}")
-        elif one["stopped_by_clock"]:
-            warnings.append(
-                f"{one['title']} was stopped by the clock at step {one['steps']} of {one['planned_steps']}: "
-                f"repeat with --generator-steps {one['steps']} to get these figures again."
-            )
-    if config.init == "base":
-        text = "The generators start from weights trained on simulated tissue (shipped with histosynth)."
-        if tileset.meta.get("simulated"):
-            text += (
-                " These tiles are simulated too, by the same simulator with other hospitals: what helps here"
-                " need not help on real tissue."
-            )
-        warnings.append(text)
-    if "no patients were given" in tileset.meta.get("split_protocol", ""):
-        warnings.append("No patients were given: tiles of one patient may be on both sides of the split.")
-    small = int((tileset.kept[["width", "height"]].min(axis=1) < config.size).sum())
-    if small:
-        warnings.append(f"{small} tiles are smaller than {config.size} px and were enlarged.")
-    if tileset.kept.format.nunique() > 1 or "JPEG" in set(tileset.kept.format):
-        formats = ", ".join(sorted(set(tileset.kept.format)))
-        warnings.append(
-            f"The tiles were stored as {formats} and synthetic tiles are never JPEG: "
-            "compression traces alone can move the fidelity scores."
-        )
-    return warnings
-
-
-def _protocol(
-    classifier: ClassifierConfig, result: dict[str, Any], seeds: list[int], test: TileArray
-) -> dict[str, Any]:
-    return {
-        "classifier": "MobileNetV2",
-        "initialisation": result["arms"][0]["initialisation"],
-        "steps": classifier.steps,
-        "batch": classifier.batch,
-        "width": classifier.width,
-        "seeds": seeds,
-        "primary": "balanced accuracy",
-        "baseline": utility.BASELINE,
-        "interval": "95 %, paired bootstrap over patients and training seeds",
-        "test_tiles": len(test),
-        "test_patients": len(set(test.groups or [])),
-        "mixing": "half of the training tiles drawn from each class are synthetic in the mixed arms",
-    }
-
-
-def _samples(
-    splits: dict[str, TileArray], made: dict[str, TileArray], seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    found = {}
-    for source, array in {"real": splits["train"], **made}.items():
-        rng = np.random.default_rng(derive(seed, "shown", source))
-        found[source] = {}
-        for i, label in enumerate(array.classes):
-            members = np.flatnonzero(array.labels == i)
-            picked = rng.permutation(members)[:_SHOWN]
-            if len(picked):
-                found[source][label] = np.array(array.images[picked])
-    return found
+    return fidelity.align(TileSet.open(out / "synthetic" / name).array(size=config.size), tileset.classes)
 
 
 def _command(verb: str, tiles: str, config: CompareConfig, out: Path) -> str:
     words = ["histosynth", verb, *([tiles] if tiles else []), "--out", str(out)]
     default = CompareConfig()
     for name, value in vars(config).items():
-        if name != "out" and value != getattr(default, name):
-            for item in value if isinstance(value, tuple) else (value,):
-                words += [f"--{name.replace('_', '-')}", str(item)]
+        if name == "out" or value == getattr(default, name):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, dict):
+            words += [w for key, item in value.items() for w in (f"{flag}.{key}", str(item))]
+        else:
+            words += [w for item in (value if isinstance(value, tuple) else (value,)) for w in (flag, str(item))]
     return shlex.join(words)
-
-
-def _round(value: float) -> int:
-    """Two significant digits, so that plans read well."""
-    return int(float(f"{max(value, 0):.2g}"))
 
 
 def _peak_memory_mb() -> float:

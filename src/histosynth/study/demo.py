@@ -40,9 +40,7 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> P
     others than those of the training, and the hospital's staining is not one that the shipped weights saw.
     """
     tiles = ensure_folder(config.out.with_name(f"{config.out.name}-tiles"))
-    wanted = PhantomConfig(
-        per_class=80, rare=RARE, patients=30, size=config.size, val=0.2, test=0.4, seed=config.seed
-    )
+    wanted = PhantomConfig(per_class=80, rare=RARE, patients=30, size=config.size, val=0.2, test=0.4, seed=config.seed)
     if not TileSet.is_tileset(tiles):
         simulate(tiles, wanted)
     settings = CompareConfig(minutes=config.minutes, seed=config.seed, size=config.size, device=config.device)

@@ -121,9 +121,7 @@ def _pair_pictures(
     return found
 
 
-def _map(
-    arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], seed: int
-) -> dict[str, Any]:
+def _map(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], seed: int) -> dict[str, Any]:
     """A two-dimensional map (t-SNE of the leading principal components) of real test and synthetic tiles."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -136,8 +134,8 @@ def _map(
     if len(stacked) < 10:
         return {"embedding": None, "embedding_labels": None}
     reduced = PCA(min(30, *stacked.shape), random_state=seed % 2**31).fit_transform(stacked)
-    points = TSNE(
-        perplexity=min(30, (len(stacked) - 1) / 3), init="pca", random_state=seed % 2**31
-    ).fit_transform(reduced)
+    points = TSNE(perplexity=min(30, (len(stacked) - 1) / 3), init="pca", random_state=seed % 2**31).fit_transform(
+        reduced
+    )
     parts = np.split(points, np.cumsum([len(p) for p in picked.values()])[:-1])
     return {"embedding": dict(zip(picked, parts, strict=True)), "embedding_labels": labels}

@@ -110,9 +110,7 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
     )
 
 
-def _plan(
-    generator: Generator, classes: tuple[str, ...], checkpoint: Path, config: GenerateConfig
-) -> pd.DataFrame:
+def _plan(generator: Generator, classes: tuple[str, ...], checkpoint: Path, config: GenerateConfig) -> pd.DataFrame:
     kind, size = generator.card["kind"], generator.size
     rows = [
         {

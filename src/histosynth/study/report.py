@@ -59,7 +59,7 @@ def render(report: Mapping[str, Any], pictures: Pictures) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("duration", "number", "percent", "pretty", "signed"):
+    for name in ("duration", "number", "percent", "pretty", "score_title", "signed"):
         function = getattr(view, name)
         environment.filters[name] = lambda value, *rest, f=function: f(_known(value), *rest)
     return environment.get_template("report.html.j2").render(_context(report, pictures))
@@ -79,8 +79,9 @@ def _context(report: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
     titles = {g: title.split(" (")[0] for g, title in long.items()}
     baseline = view.baseline_of(report)
     arms = part(report, "utility").get("arms") or []
-    judged = {g: one for g, one in part(report, "fidelity", "generators").items() if one}
     train = part(report, "data", "counts", "train")
+    shown = [_arm(arm, generators, train) for arm in arms]
+    judged = {g: one for g, one in part(report, "fidelity", "generators").items() if one}
     classes = part(report, "data").get("classes") or []
     return {
         "r": report,
@@ -90,13 +91,13 @@ def _context(report: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
         "marks": {s: view.mark(s, generators) for s in ("real", *generators)},
         "classes": classes,
         "rare": view.rare_classes(train),
-        "baseline": next((arm for arm in arms if arm["name"] == baseline), None),
+        "baseline": next((arm for arm in shown if arm["name"] == baseline), None),
         "level": view.level(part(report, "utility", "protocol").get("interval")),
         "forest": view.verdict_forest(report, generators),
         "sheet": _sheet(pictures.samples, classes, generators),
         "pairs": _pairs(pictures.neighbours, titles),
         "maps": _maps(pictures, classes, {"real": "Real"} | titles),
-        "arms": [_arm(arm, generators, part(report, "data", "counts", "train")) for arm in arms],
+        "arms": shown,
         "arms_panel": view.arms_panel(report, generators, baseline),
         "scores": _score_columns(arms),
         "reliability": _reliability(report, generators, baseline),
@@ -150,24 +151,20 @@ def _pairs(
     ]
 
 
-def _maps(
-    pictures: Pictures, classes: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
-) -> list[figures.Panel]:
+def _maps(pictures: Pictures, classes: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[figures.Panel]:
     if not pictures.embedding:
         return []
     return view.embedding_panels(pictures.embedding, pictures.embedding_labels or {}, classes, titles)
 
 
 def _arm(arm: Mapping[str, Any], generators: Sequence[str], real: Mapping[str, int]) -> dict[str, Any]:
-    colour, marker, hollow = view.arm_style(arm["name"], generators)
     tiles = sum((arm.get("train_tiles") or {}).values())
     synthetic_only = arm["name"].endswith("_only")
     genuine = 0 if synthetic_only else min(tiles, sum(real.values()))
     return {
         "name": arm["name"],
         "title": arm["title"],
-        "colour": colour,
-        "sign": view._SIGNS[marker][hollow],
+        **view.arm_mark(arm["name"], generators),
         "real_tiles": genuine,
         "synthetic_tiles": tiles - genuine,
         "scores": {name: view.score_cell(name, score) for name, score in (arm.get("scores") or {}).items()},

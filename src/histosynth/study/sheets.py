@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,8 @@ def montage(tiles: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 
 def columns_for(sources: int) -> int:
-    """Tiles side by side in each source's block, so that about twelve fill the width of a page."""
-    return min(6, max(2, 12 // max(sources, 1)))
+    """Tiles side by side in each source's block, so that up to twelve fill the width of a page."""
+    return max(2, min(4, 12 // max(sources, 1)))
 
 
 def encode_sheets(groups: Sequence[tuple[np.ndarray, int]], budget: int) -> Encoded:
@@ -61,9 +62,7 @@ def encode_sheets(groups: Sequence[tuple[np.ndarray, int]], budget: int) -> Enco
     for limit, kind, quality in _ENCODINGS:
         if kind == "JPEG" and limit > size and limit != 160:
             continue  # nothing would shrink: the same bytes as the attempt before
-        contents = [
-            _encode(montage(_shrunk(tiles, limit), columns), kind, quality) for tiles, columns in groups
-        ]
+        contents = [_encode(montage(_shrunk(tiles, limit), columns), kind, quality) for tiles, columns in groups]
         scale = f", scaled from {size} to {limit} pixels" if size > limit else ""
         how = f"PNG{scale}" if kind == "PNG" else f"JPEG at quality {quality}{scale}"
         if sum(map(len, contents)) <= budget:
@@ -105,20 +104,16 @@ def write_sheet_png(
         for i, source in enumerate(sources):
             x = (label + i * (block_w + gap)) / width
             title = (titles or {}).get(source, source)
-            figure.text(
-                x, 1 - 0.26 / height, title, fontsize=13, fontweight="bold", color="#1f2933", va="center"
-            )
+            figure.text(x, 1 - 0.26 / height, title, fontsize=13, fontweight="bold", color="#1f2933", va="center")
         for j, entry in enumerate(shown):
             bottom = height - head - (j + 1) * (block_h + 0.12) + 0.12
             middle = (bottom + block_h / 2) / height
-            figure.add_artist(
-                _swatch(figure, 0.1 / width, middle, 0.1 / width, 0.36 / height, entry["colour"])
-            )
+            figure.add_artist(_swatch(figure, 0.1 / width, middle, 0.1 / width, 0.36 / height, entry["colour"]))
             figure.text(0.3 / width, middle + 0.09 / height, _short(entry["label"], 14), fontsize=12,
                         fontweight="bold", color="#1f2933", va="center")  # fmt: skip
             if entry.get("name") and entry["name"] != entry["label"]:
-                figure.text(0.3 / width, middle - 0.11 / height, _short(entry["name"], 24), fontsize=8.5,
-                            color="#56616b", va="center")  # fmt: skip
+                name = "\n".join(textwrap.wrap(entry["name"], 22, max_lines=2, placeholder="…"))
+                figure.text(0.3 / width, middle - 0.04 / height, name, fontsize=8.5, color="#56616b", va="top")
             for i, source in enumerate(sources):
                 tiles = samples[source].get(entry["label"])
                 if tiles is None or not len(tiles):

@@ -82,9 +82,7 @@ def run_cells(
             started = time.monotonic()
             tiles = training_set(arm, train, synthetic)
             settings = replace(config, augment="classical" if arm.classical else "none")
-            model = train_classifier(
-                tiles, val, settings, seed=seed, tick=lambda name=arm.title: tick(1, name)
-            )
+            model = train_classifier(tiles, val, settings, seed=seed, tick=lambda name=arm.title: tick(1, name))
             logits = model.logits(test.tensor()).numpy()
             path = _cell_path(folder, arm.name, seed)
             with atomic_path(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as stream:
@@ -109,9 +107,7 @@ def training_set(arm: Arm, train: TileArray, synthetic: Mapping[str, TileArray])
     return train.joined(made) if arm.real else made
 
 
-def assess(
-    chosen: Sequence[Arm], test: TileArray, seeds: Sequence[int], folder: Path, seed: int
-) -> dict[str, Any]:
+def assess(chosen: Sequence[Arm], test: TileArray, seeds: Sequence[int], folder: Path, seed: int) -> dict[str, Any]:
     """Scores of every arm with intervals, and differences to the baseline, from the cells in `folder`."""
     groups = np.array(test.groups if test.groups is not None else test.ids)
     logits = {a.name: np.stack([_logits(folder, a.name, s) for s in seeds]) for a in chosen}
@@ -171,10 +167,7 @@ def _assess_arm(
         raw["ece_calibrated"], raw["brier_calibrated"] = calibrated["ece"], calibrated["brier"]
         per_seed.append(raw)
     spread = _bootstrap(logits, cells, test, groups, seed)
-    recall = {
-        c: _summary([s["per_class"][c]["recall"] for s in per_seed], spread[f"recall:{c}"])
-        for c in test.classes
-    }
+    recall = {c: _summary([s["per_class"][c]["recall"] for s in per_seed], spread[f"recall:{c}"]) for c in test.classes}
     temperatures = np.array([c["temperature"] for c in cells])[:, None, None]
     pooled = softmax((logits / temperatures).reshape(-1, logits.shape[2]))
     return {
@@ -185,9 +178,7 @@ def _assess_arm(
         "recall": recall,
         "confusion": np.sum([s["confusion"] for s in per_seed], axis=0).tolist(),
         "reliability": reliability_bins(pooled, np.tile(test.labels, len(logits))),
-        "per_seed": [
-            {"seed": c["seed"], **{m: s[m] for m in _SCORES}} for c, s in zip(cells, per_seed, strict=True)
-        ],
+        "per_seed": [{"seed": c["seed"], **{m: s[m] for m in _SCORES}} for c, s in zip(cells, per_seed, strict=True)],
         "notes": sorted({n for c in cells for n in c["notes"]}),
         "initialisation": cells[0]["initialisation"],
         "seconds": round(sum(c["seconds"] for c in cells), 2),

@@ -18,14 +18,14 @@ NA = "n/a"
 _SIGNS = {"o": "●○", "s": "■□", "D": "◆◇", "^": "▲△", "v": "▼▽", "P": "✚✚", "X": "✖✖"}
 _SHARES = {"balanced_accuracy", "macro_f1", "accuracy"}
 SCORE_TITLES = {
-    "balanced_accuracy": ("Balanced accuracy", "%, higher is better"),
-    "macro_f1": ("Macro F1", "%, higher is better"),
-    "accuracy": ("Accuracy", "%, higher is better"),
-    "auroc": ("AUROC", "higher is better"),
-    "ece": ("Calibration error", "ECE, lower is better"),
-    "ece_calibrated": ("ECE after scaling", "lower is better"),
-    "brier": ("Brier score", "lower is better"),
-    "brier_calibrated": ("Brier after scaling", "lower is better"),
+    "balanced_accuracy": ("Balanced accuracy", "% ↑"),
+    "macro_f1": ("Macro F1", "% ↑"),
+    "accuracy": ("Accuracy", "% ↑"),
+    "auroc": ("AUROC", "↑"),
+    "ece": ("ECE", "raw ↓"),
+    "ece_calibrated": ("ECE", "scaled ↓"),
+    "brier": ("Brier score", "raw ↓"),
+    "brier_calibrated": ("Brier score", "scaled ↓"),
 }
 FIDELITY_TITLES = {
     "frechet": ("Fréchet distance", "how far the synthetic set lies from real tiles as a whole"),
@@ -56,10 +56,10 @@ COLOUR_TITLES = {
 _PER_CLASS = ("frechet", "precision", "coverage")
 
 
-def mark(source: str, generators: Sequence[str] = (), hollow: bool = False) -> dict[str, str]:
+def mark(source: str, generators: Sequence[str] = ()) -> dict[str, str]:
     """The colour and the character that stand for a source."""
     colour, marker = source_style(source, generators)
-    return {"colour": colour, "sign": _SIGNS[marker][hollow]}
+    return {"colour": colour, "sign": _SIGNS[marker][0]}
 
 
 def arm_style(arm: str, generators: Sequence[str]) -> tuple[str, str, bool]:
@@ -70,6 +70,12 @@ def arm_style(arm: str, generators: Sequence[str]) -> tuple[str, str, bool]:
         if arm == f"{name}_only":
             return (*source_style(name, generators), True)
     return (*source_style("real"), arm == "real")
+
+
+def arm_mark(arm: str, generators: Sequence[str]) -> dict[str, str]:
+    """The colour and the character that stand for an arm."""
+    colour, marker, hollow = arm_style(arm, generators)
+    return {"colour": colour, "sign": _SIGNS[marker][hollow]}
 
 
 def generator_names(report: Mapping[str, Any], samples: Mapping[str, Any] | None = None) -> list[str]:
@@ -102,7 +108,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return NA
     whole = isinstance(value, int) or abs(value) >= 10**digits
-    return (f"{value:,.0f}" if whole else f"{value:.{digits}g}").replace("-", "−")
+    return (f"{value:,.0f}" if whole else f"{value:#.{digits}g}".rstrip(".")).replace("-", "−")
 
 
 def signed(value: float | None) -> str:
@@ -227,7 +233,9 @@ def fidelity_rows(judged: Mapping[str, Any]) -> list[dict[str, Any]]:
         scores = [part(judged[g], "all", "scores", name) for g in judged]
         title, meaning = FIDELITY_TITLES.get(name, (pretty(name), ""))
         better = next((s["better"] for s in scores if s.get("better")), "")
-        arrow = {"lower": "↓ lower is better", "higher": "↑ higher is better", "near one": "best near 1"}.get(better, "")
+        arrow = {"lower": "↓ lower is better", "higher": "↑ higher is better", "near one": "best near 1"}.get(
+            better, ""
+        )
         cells = [fidelity_cell(score, better) for score in scores]
         rows.append({"title": title, "meaning": meaning, "arrow": arrow, "cells": cells})
     return rows
@@ -280,7 +288,7 @@ def flat_rows(
     for name, words in titles.items():
         if any(name in column for column in columns):
             cells = [
-                f"{percent(c.get(name))} %" if shares and name != "nn_ratio" and c.get(name) is not None
+                f"{percent(c.get(name))}\u00a0%" if shares and name != "nn_ratio" and c.get(name) is not None
                 else number(c.get(name))
                 for c in columns
             ]  # fmt: skip
@@ -316,6 +324,11 @@ def label_names(labels: Any, count: int, classes: Sequence[Mapping[str, Any]]) -
     if values.dtype.kind in "iu":
         return [classes[i]["label"] if 0 <= i < len(classes) else str(i) for i in values.tolist()]
     return [str(v) for v in values.tolist()]
+
+
+def score_title(name: str) -> str:
+    """What a classifier's score is called."""
+    return SCORE_TITLES.get(name.replace(" ", "_"), (pretty(name),))[0]
 
 
 def pretty(name: str) -> str:

@@ -118,7 +118,7 @@ def _divide(patients: int, shares: dict[str, float]) -> dict[str, list[int]]:
 class BaseTissueConfig:
     """Simulated tissue of many hospitals, on which base weights are trained."""
 
-    tiles: int = 30_000
+    tiles: int = 27_000
     """Number of tiles, the same for each class."""
     size: int = 64
     """Edge length in pixels."""
@@ -168,9 +168,7 @@ def _base_chunk(config: BaseTissueConfig, start: int) -> np.ndarray:
             config.seed, int(rng.integers(config.hospitals)), int(rng.integers(config.patients_per_hospital))
         )
         seed = derive(config.seed, "pixels", i)
-        tile = render(
-            CLASSES[i % len(CLASSES)], patient=patient, seed=seed, size=config.size, field_um=field_um
-        )
+        tile = render(CLASSES[i % len(CLASSES)], patient=patient, seed=seed, size=config.size, field_um=field_um)
         images.append(tile.image.transpose(2, 0, 1))
     return np.stack(images)
 

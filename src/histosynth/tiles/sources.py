@@ -123,9 +123,7 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 def _from_csv(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
-        )
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise DataError(f"The table {path} cannot be read: {error}.", "Save it as UTF-8 CSV.") from error
     table.columns = [str(c).strip().lower() for c in table.columns]

@@ -111,9 +111,7 @@ def near_duplicate_groups(thumbnails: np.ndarray) -> list[str]:
     """
     from scipy.fft import dctn
 
-    low = dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")[:, :8, :8].reshape(
-        len(thumbnails), -1
-    )
+    low = dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(thumbnails), -1)
     low[:, 0] = 0  # the mean brightness says nothing of the layout
     bits = low > np.median(low, axis=1, keepdims=True)
     chunks = np.packbits(bits, axis=1).view(">u2").reshape(len(bits), 4)

@@ -73,9 +73,7 @@ class TileSet:
         try:
             table = pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"The table {path} cannot be read: {error}.", "Import the tiles again."
-            ) from error
+            raise DataError(f"The table {path} cannot be read: {error}.", "Import the tiles again.") from error
         return cls(folder, complete(table), read_json(folder / "tileset.json"))
 
     @classmethod

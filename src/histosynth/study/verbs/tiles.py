@@ -12,9 +12,7 @@ from histosynth.tiles.simulate import PhantomConfig, simulate
 from histosynth.tiles.sources import ImportConfig, import_tiles
 
 
-def import_(
-    source: Path, out: Path, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()
-) -> None:
+def import_(source: Path, out: Path, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()) -> None:
     """Import class folders, or a CSV (path, label, patient, split), as a tile set.
 
     Args:

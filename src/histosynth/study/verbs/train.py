@@ -90,13 +90,9 @@ def train_classifier(
     splits = {s: tileset.array(s, size=config.size) for s in ("train", "val", "test")}
     with Run.open(out, "train classifier", config, parents=[tileset.digest]) as run:
         with bar("Classifier", config.classifier.steps) as tick:
-            model = train(
-                splits["train"], splits["val"], config.classifier, seed=config.seed, tick=lambda: tick(1)
-            )
+            model = train(splits["train"], splits["val"], config.classifier, seed=config.seed, tick=lambda: tick(1))
         model.save(run.checkpoint_path("classifier"))
-        found = scores(
-            model.probabilities(splits["test"].tensor()).numpy(), splits["test"].labels, tileset.classes
-        )
+        found = scores(model.probabilities(splits["test"].tensor()).numpy(), splits["test"].labels, tileset.classes)
         run.finish(test=found)
     say(
         f"Test: balanced accuracy {found['balanced_accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}, "

@@ -1,0 +1,208 @@
+"""Training: what is frozen stays frozen, an interruption leaves no trace, odd sets and settings."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from histosynth.core.checkpoint import load_checkpoint, read_card
+from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
+from histosynth.diffusion import train as train_module
+from histosynth.diffusion import train_autoencoder as autoencoder_module
+from histosynth.diffusion.autoencoder import load_autoencoder
+from histosynth.diffusion.model import export_base, load_model
+from histosynth.diffusion.train import DiffusionConfig, choose_trained, train_diffusion
+from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
+from histosynth.diffusion.training import Clock, rate
+from histosynth.tiles.batches import TileArray
+from tests.diffusion.helpers import CLASSES, TINY, ColourMeans, make_tiles, tuning
+
+
+def changed(a: Path, b: Path) -> set[str]:
+    one, other = load_checkpoint(a)[0], load_checkpoint(b)[0]
+    return {k for k in one if k in other and not torch.equal(one[k], other[k])}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, module: object, at: int) -> None:
+    """Stop the training as a kill would: between a saved state and the next."""
+
+    def stop(loss: float, step: int, setting: str) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "check_finite", stop)
+
+
+def test_adapter_and_lora_change_and_the_base_stays_frozen(base_path: Path, tuned_path: Path) -> None:
+    moved = changed(base_path, tuned_path)
+    attention = {k for k in moved if k.startswith("transformer.")}
+    assert len(attention) == 2 * 2 * 4
+    assert all(".attn" in k and ".to_" in k and k.endswith("weight") for k in attention)
+    assert {"conditioner.adapter.layers.0.weight", "conditioner.class_tokens.weight", "conditioner.no_class"} <= moved
+    assert not any(k.startswith("autoencoder.") for k in moved)
+    assert "conditioner.mean" not in moved  # the base's adapter keeps the scale it knows
+
+
+@pytest.mark.parametrize("mode", ["adapter", "lora", "full"])
+def test_each_way_of_fine_tuning_trains_its_part(base_path: Path, mode: str) -> None:
+    model = load_model(base_path)
+    choose_trained(model, tuning(base_path, finetune=mode))
+    trained = {k: any(p.requires_grad for p in m.parameters()) for k, m in model.modules().items()}
+    assert trained["transformer"] == (mode != "adapter")
+    adapter = any(p.requires_grad for p in model.conditioner.adapter.parameters())
+    assert adapter == (mode != "lora")
+    assert model.conditioner.class_tokens.weight.requires_grad
+    names = [n for n, p in model.transformer.named_parameters() if p.requires_grad]
+    assert all("lora_" in n for n in names) == (mode != "full")
+
+
+def test_an_interrupted_training_ends_bit_for_bit_like_one_that_was_not(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tuned_path: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, train_module, at=4)
+        train_diffusion(tiles, tuning(base_path), tmp_path / "run", device="cpu", encoder=encoder)
+    path = train_diffusion(tiles, tuning(base_path), tmp_path / "run", device="cpu", encoder=encoder)
+    assert changed(path, tuned_path) == set()
+    assert changed(path.with_name("lora.safetensors"), tuned_path.with_name("lora.safetensors")) == set()
+
+
+def test_so_does_an_autoencoder(
+    tiles: TileArray, autoencoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AutoencoderConfig(size=16, steps=8, batch=4, width=8, blocks=1, save_every=4, precision="fp32")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, autoencoder_module, at=6)
+        train_autoencoder(tiles, config, tmp_path / "run", device="cpu")
+    path = train_autoencoder(tiles, config, tmp_path / "run", device="cpu")
+    assert changed(path, autoencoder_path) == set()
+    assert read_card(path)["latent_space"] == read_card(autoencoder_path)["latent_space"]
+
+
+def test_a_finished_folder_returns_at_once_and_other_settings_are_refused(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tuned_path: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tuned_path.parents[1], tmp_path / "run")
+    before = (folder / "checkpoints/diffusion.safetensors").stat().st_mtime_ns
+    path = train_diffusion(tiles, tuning(base_path), folder, device="cpu", encoder=encoder)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="lora_rank"):
+        train_diffusion(tiles, tuning(base_path, lora_rank=3), folder, device="cpu", encoder=encoder)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> torch.Tensor:
+        return torch.full((4, 4, 4, 4), float("nan"), requires_grad=True)
+
+    monkeypatch.setattr(train_module, "denoise", broken)
+    with pytest.raises(RunError, match="loss is nan at step 0"):
+        train_diffusion(tiles, tuning(base_path), tmp_path / "run", device="cpu", encoder=encoder)
+
+
+@pytest.mark.parametrize("counts", [{"ONE": 3}, {"A": 1, "EMPTY": 0, "B": 2}])
+def test_few_tiles_one_class_and_classes_without_tiles(
+    counts: dict[str, int], encoder: ColourMeans, base_path: Path, tmp_path: Path
+) -> None:
+    small = make_tiles(counts)
+    path = train_diffusion(small, tuning(base_path, steps=2), tmp_path / "run", device="cpu", encoder=encoder)
+    model = load_model(path)
+    assert model.classes == tuple(counts)
+    assert [len(v) for v in model.bank.values] == list(counts.values())
+    assert (tmp_path / "run/samples/final.png").is_file()
+
+
+def test_an_autoencoder_can_be_trained_on_the_way_and_from_three_tiles(encoder: ColourMeans, tmp_path: Path) -> None:
+    config = DiffusionConfig(**{**TINY, "steps": 1}, init="none", autoencoder="train", autoencoder_steps=1)
+    path = train_diffusion(make_tiles({"ONE": 3}), config, tmp_path / "run", device="cpu", encoder=encoder)
+    assert read_card(path)["latent_space"]
+
+
+def test_another_encoder_gets_a_new_adapter_and_keeps_the_class_tokens(
+    tiles: TileArray, base_path: Path, tmp_path: Path
+) -> None:
+    other = ColourMeans("other", dim=20)
+    path = train_diffusion(tiles, tuning(base_path, steps=1, lr_adapter=1e-9), tmp_path / "run", device="cpu", encoder=other)
+    model, base = load_model(path), load_model(base_path)
+    assert model.encoder == {"name": "other", "dim": 20} and model.conditioner.mean.shape == (20,)
+    torch.testing.assert_close(model.conditioner.class_tokens.weight, base.conditioner.class_tokens.weight)
+    with pytest.raises(SettingError, match="finetune=lora"):
+        train_diffusion(tiles, tuning(base_path, finetune="lora"), tmp_path / "lora", device="cpu", encoder=other)
+
+
+def test_the_decoder_can_be_refined_without_leaving_the_latent_space(
+    tiles: TileArray, autoencoder_path: Path, tmp_path: Path
+) -> None:
+    config = AutoencoderConfig(size=16, steps=2, batch=4, init=str(autoencoder_path), part="decoder", save_every=9)
+    path = train_autoencoder(tiles, config, tmp_path / "run", device="cpu")
+    moved = changed(path, autoencoder_path)
+    assert moved and not any(k.startswith(("encoder.", "coarse_in", "shift", "scale")) for k in moved)
+    assert load_autoencoder(path)[0].name == load_autoencoder(autoencoder_path)[0].name
+
+
+def test_a_base_to_ship_is_half_as_large_and_needs_its_own_autoencoder(
+    base_path: Path, autoencoder_path: Path, tiles: TileArray, tmp_path: Path
+) -> None:
+    out = export_base_without_asset(base_path, tmp_path)
+    assert out.stat().st_size < 0.62 * base_path.stat().st_size
+    model = load_model(out, load_autoencoder(autoencoder_path)[0])
+    assert [len(v) for v in model.bank.values] == [2, 2, 2] == [len(i) for i in model.bank.ids]
+    config = AutoencoderConfig(size=16, steps=1, batch=4, width=8, blocks=1, seed=9)
+    stranger = train_autoencoder(tiles, config, tmp_path / "stranger", device="cpu")
+    with pytest.raises(CheckpointError, match="another autoencoder"):
+        load_model(out, load_autoencoder(stranger)[0])
+
+
+def export_base_without_asset(checkpoint: Path, folder: Path) -> Path:
+    return export_base(checkpoint, folder / "base.safetensors", bank=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune": "all"}, "finetune is 'all'"),
+        ({"batch": 0}, "batch is 0"),
+        ({"cfg_dropout": 0.9, "class_dropout": 0.2}, "add up to at most 1"),
+        ({"lora_targets": ("to_z",)}, "to_z"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"layers": 7}, "layers is 7, but the start"),
+        ({"sampling": "odd"}, "sampling is 'odd'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(
+    changes: dict[str, object], message: str, tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        train_diffusion(tiles, tuning(base_path, **changes), tmp_path / "run", device="cpu", encoder=encoder)
+
+
+def test_tiles_that_cannot_be_used_are_named(tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no tile"):
+        train_diffusion(tiles.subset([]), tuning(base_path), tmp_path / "a", encoder=encoder)
+    with pytest.raises(DataError, match="16 px, but size is 24"):
+        train_diffusion(tiles, tuning(base_path, size=24), tmp_path / "b", encoder=encoder)
+    with pytest.raises(DataError, match="16 px, but size is 24"):
+        train_autoencoder(tiles, AutoencoderConfig(size=24), tmp_path / "c")
+    with pytest.raises(SettingError, match="part is 'decoder'"):
+        train_autoencoder(tiles, AutoencoderConfig(size=16, part="decoder"), tmp_path / "d")
+
+
+def test_the_learning_rate_ends_at_the_true_end() -> None:
+    assert rate(0, 0.0, 10) == pytest.approx(0.1) and rate(10, 0.0, 10) == 1
+    assert rate(100, 1.0, 10) == pytest.approx(0.01)
+    clock = Clock(100, None)
+    assert clock.progress(50) == 0.5 and clock.is_over(100) and not clock.is_over(99)
+    late = Clock(10**9, seconds=100.0, spent=150.0)
+    assert late.progress(1) == 1 and late.is_over(1)
+    assert np.isclose(Clock(10**9, seconds=100.0, spent=50.0).progress(1), 0.5, atol=1e-3)
+
+
+def test_the_clock_cuts_a_training_and_says_so(tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path) -> None:
+    path = train_diffusion(tiles, tuning(base_path, seconds=1e-6), tmp_path / "run", device="cpu", encoder=encoder)
+    card = read_card(path)
+    assert card["steps"] == 0 and card["stopped_by_clock"]
+    assert card["classes"] == list(CLASSES) and card["kind"] == "diffusion"
