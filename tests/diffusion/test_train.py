@@ -196,9 +196,10 @@ def test_the_learning_rate_ends_at_the_true_end() -> None:
     assert rate(100, 1.0, 10) == pytest.approx(0.01)
     clock = Clock(100, None)
     assert clock.progress(50) == 0.5 and clock.is_over(100) and not clock.is_over(99)
-    late = Clock(10**9, seconds=100.0, spent=150.0)
+    late = Clock(10**9, seconds=100.0, schedule="clock", spent=150.0)
     assert late.progress(1) == 1 and late.is_over(1)
-    assert np.isclose(Clock(10**9, seconds=100.0, spent=50.0).progress(1), 0.5, atol=1e-3)
+    assert np.isclose(Clock(10**9, 100.0, "clock", spent=50.0).progress(1), 0.5, atol=1e-3)
+    assert Clock(100, 100.0, spent=99.0).progress(1) == 0.01, "a cap alone leaves the learning rate to the steps"
 
 
 def test_the_clock_cuts_a_training_and_says_so(tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path) -> None:

@@ -251,3 +251,20 @@ def test_it_learns_the_colour_of_each_class(tmp_path: Path) -> None:
         mean = made[8 * k : 8 * k + 8].mean(dim=0)
         assert (mean - real[k]).norm() < (mean - real[1 - k]).norm(), (mean, real)
     assert np.isfinite(made.numpy()).all()
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._update_average
+
+    def poisoning(average: Generator, generator: Generator, config: GanConfig, step: int) -> None:
+        real(average, generator, config, step)
+        if step == 5:  # the last step before the second state: its losses were still finite
+            next(average.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(module, "_update_average", poisoning)
+    with pytest.raises(RunError, match=r"weights is .* at step 5"):
+        train_gan(tiles(), tiny_config(), tmp_path / "run", device="cpu")
+    state = load_state(tmp_path / "run" / "state" / "state.safetensors")
+    assert state["step"] == 3 and all(torch.isfinite(v).all() for v in state["average"].values())

@@ -59,9 +59,8 @@ def blur(
     tiles = images[picked]
     for dim in (2, 3):
         padded = torch.nn.functional.pad(tiles, (0, 0, 2, 2) if dim == 2 else (2, 2, 0, 0), mode="reflect")
-        tiles = sum(
-            kernels[:, k].view(-1, 1, 1, 1) * padded.narrow(dim, k, images.shape[dim]) for k in range(5)
-        )
+        shifted = torch.stack([padded.narrow(dim, k, images.shape[dim]) for k in range(5)], dim=1)
+        tiles = (kernels.view(-1, 5, 1, 1, 1) * shifted).sum(dim=1)
     return images.index_copy(0, picked, tiles)
 
 

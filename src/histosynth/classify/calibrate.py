@@ -118,7 +118,7 @@ def ece(probs: np.ndarray, y: np.ndarray, *, bins: int = BINS, scheme: Scheme = 
 
 
 def classwise_ece(probs: np.ndarray, y: np.ndarray, *, bins: int = BINS, scheme: Scheme = "width") -> float:
-    """Mean over classes of the calibration error of that class's probability (Kull et al. 2019), in [0, 1]."""
+    """Mean over classes of the calibration error of that class's probability (Kull et al. 2019)."""
     probs, y = _checked(probs, y)
     return float(np.mean([_gap(probs[:, k], y == k, bins, scheme) for k in range(probs.shape[1])]))
 
@@ -160,7 +160,8 @@ def _edges(confidence: np.ndarray, bins: int, scheme: Scheme) -> np.ndarray:
         return np.linspace(0, 1, bins + 1)
     if scheme == "mass":
         # edges at quantiles keep equal confidences in one bin, so the order of the tiles does not matter
-        return np.unique(np.concatenate([[0], np.quantile(confidence, np.linspace(0, 1, bins + 1))[1:-1], [1]]))
+        inner = np.quantile(confidence, np.linspace(0, 1, bins + 1))[1:-1]
+        return np.unique(np.concatenate([[0], inner, [1]]))
     raise SettingError(f"scheme is {scheme!r}.", "Use width or mass.")
 
 

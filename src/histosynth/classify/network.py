@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -102,7 +101,7 @@ def normalise(images: Tensor) -> Tensor:
 
 def imagenet_file() -> Path:
     """Where torch keeps (or would keep) the ImageNet weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(_IMAGENET.url)
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_IMAGENET.url).name
 
 
 def _start_as_identity(network: MobileNetV2) -> None:
@@ -136,5 +135,5 @@ def _load_features(network: MobileNetV2, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged.", "Delete it and fetch it again, or use weights none.")
     # torchvision publishes no safetensors; weights_only reads tensors and runs no code
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    prefix = "features."
-    network.features.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    features = {k.removeprefix("features."): v for k, v in tensors.items() if k.startswith("features.")}
+    network.features.load_state_dict(features)

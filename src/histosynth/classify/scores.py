@@ -34,7 +34,7 @@ def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def f1_scores(confusion: np.ndarray) -> np.ndarray:
-    """[..., K, K] -> float [..., K]: 2 TP / (2 TP + FP + FN); NaN for a class neither present nor predicted."""
+    """[..., K, K] -> float [..., K]: 2 TP / (2 TP + FP + FN); NaN if neither present nor predicted."""
     return _share(2 * _diagonal(confusion), confusion.sum(axis=-1) + confusion.sum(axis=-2))
 
 

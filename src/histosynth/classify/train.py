@@ -1,4 +1,4 @@
-"""Train the classifier: every arm of a comparison gets the same steps, and validation fits the temperature only."""
+"""Train the classifier: the same steps in every arm; validation fits the temperature and chooses nothing."""
 
 from __future__ import annotations
 
@@ -72,8 +72,9 @@ class ClassifierConfig:
             ("average", 0, 0.9999),
             ("val_every", 0, math.inf),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise SettingError(f"{name} is {getattr(self, name)}.", f"Use a number from {low:g} to {high:g}.")
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SettingError(f"{name} is {value}.", f"Use a number from {low:g} to {high:g}.")
         for name, known in (
             ("augment", ("none", "classical")),
             ("sampling", ("balanced", "natural")),
@@ -133,9 +134,9 @@ class Classifier:
             parts.append(self.model(network.normalise(tiles)).float().cpu())
         return torch.cat(parts)
 
-    def probabilities(self, images: Tensor | np.ndarray, batch_size: int = 128) -> np.ndarray:
-        """uint8 [N, 3, H, W] -> float64 [N, K], calibrated: rows sum to 1."""
-        return calibrate.softmax(self.logits(images, batch_size).numpy() / self.temperature)
+    def probabilities(self, images: Tensor | np.ndarray, batch_size: int = 128) -> Tensor:
+        """uint8 [N, 3, H, W] -> float64 [N, K] on the CPU, calibrated: rows sum to 1."""
+        return torch.softmax(self.logits(images, batch_size).double() / self.temperature, dim=1)
 
     def save(self, path: Path | str) -> Path:
         """Write weights, temperature and card to a .safetensors file."""
@@ -182,7 +183,7 @@ def train_classifier(
     config: ClassifierConfig,
     *,
     seed: int,
-    tick: Callable[..., None] | None = None,
+    tick: Callable[[], object] | None = None,
     device: str = "auto",
 ) -> Classifier:
     """Train for `config.steps` steps, keep the averaged weights, fit the temperature on `val`.
@@ -197,7 +198,7 @@ def train_classifier(
         train: tiles to learn from. A class without tiles stays in the label space and is named in `notes`.
         val: tiles to fit the temperature on; may be empty (temperature 1, named in `notes`).
         seed: of the weights, the batches and the augmentation.
-        tick: called as tick(1, note) after every step.
+        tick: called without arguments after every step (the tick of a progress bar will do).
 
     Raises:
         DataError: no tile, tiles of one class only, or `val` with other classes than `train`.
@@ -241,7 +242,7 @@ def _optimise(
     val: TileArray,
     config: ClassifierConfig,
     seed: int,
-    tick: Callable[..., None] | None,
+    tick: Callable[[], object] | None,
 ) -> None:
     model = result.model
     parameters = list(model.parameters())
@@ -273,13 +274,15 @@ def _optimise(
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise RunError(f"The classifier's loss is {value} at step {step + 1}.", f"Lower lr (it is {config.lr:g}).")
+            raise RunError(
+                f"The classifier's loss is {value} at step {step + 1}.", f"Lower lr (it is {config.lr:g})."
+            )
         row = {"step": step + 1, "loss": value}
         if config.val_every and (step + 1) % config.val_every == 0 and len(val):
             row |= _look(result, val)
         result.history.append(row)
         if tick is not None:
-            tick(1, f"loss {value:.2f}")
+            tick()
     if config.average:
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.data.copy_(mean)
@@ -345,7 +348,7 @@ def _refresh_batch_norm(
 
 
 def _look(result: Classifier, val: TileArray) -> dict[str, float]:
-    probs = result.probabilities(np.asarray(val.images))
+    probs = result.probabilities(np.asarray(val.images)).numpy()
     matrix = scores.confusion_matrix(val.labels, probs.argmax(axis=1), len(val.classes))
     return {
         "val_nll": calibrate.nll(probs, val.labels),

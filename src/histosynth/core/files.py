@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         raise explain_os_error(error, f"Cannot write {path}") from error
@@ -51,6 +53,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         except OSError:
             pass  # the first error is the one to report
+
+
+@lru_cache(maxsize=1)
+def _umask() -> int:
+    mask = os.umask(0)  # can only be read by setting it
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
             nn.PixelShuffle(2),
         )
         # linear paths beside the networks: the mean colour of each 4x4 block goes through from the first
-        # step, and the networks learn what that leaves out (twenty times fewer steps to true colours)
+        # step, and the networks learn what that leaves out
         self.coarse_in = nn.Conv2d(3, 2 * c, FACTOR, stride=FACTOR)
         self.coarse_out = nn.ConvTranspose2d(c, 3, FACTOR, stride=FACTOR)
         self._start_coarse()
@@ -115,8 +115,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def _start_coarse(self) -> None:
-        last_in, last_out = self.encoder[-1], self.decoder[-2]
-        for layer in (last_in, last_out, self.coarse_in, self.coarse_out):
+        for layer in (self.coarse_in, self.coarse_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.coarse_in.bias[self.shape.channels :] = -6.0  # log-variance: nearly noiseless at first

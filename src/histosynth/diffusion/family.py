@@ -21,8 +21,19 @@ def train(
     init: str,
     device: str,
 ) -> Path:
-    """Train with the default settings; see `GeneratorFamily.train`."""
-    config = DiffusionConfig(size=size, steps=steps, seconds=seconds, seed=seed, init=init)
+    """Train with the default settings; see `GeneratorFamily.train`.
+
+    From random numbers, the autoencoder is trained on the same tiles first.
+    """
+    config = DiffusionConfig(
+        size=size,
+        steps=steps,
+        seconds=seconds,
+        seed=seed,
+        init=init,
+        autoencoder="train" if init == "none" else "base",
+        autoencoder_steps=steps,
+    )
     return train_diffusion(data, config, folder, device=device)
 
 

@@ -30,7 +30,7 @@ from histosynth.diffusion.panels import save_panel
 from histosynth.diffusion.precision import Precision, autocast
 from histosynth.diffusion.sample import GUIDANCE, run_solver
 from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
-from histosynth.diffusion.training import Averages, Clock, check_finite, count, named, pack, rate, unpack
+from histosynth.diffusion.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
 from histosynth.diffusion.transformer import TransformerShape, denoise
 from histosynth.tiles.batches import Sampling, TileArray, batch_at
 
@@ -102,7 +102,9 @@ class DiffusionConfig:
     seed: int = 0
     """Seed of everything random."""
     seconds: float | None = None
-    """Wall-clock cap, or none. With a cap the learning rate follows the clock."""
+    """Wall-clock cap, or none."""
+    schedule: Schedule = "steps"
+    """The learning rate falls to zero over the "steps", or over the cap's "clock"."""
     save_every: int = 250
     """Steps between resume states."""
     sample_every: int = 1000
@@ -138,7 +140,7 @@ def train_diffusion(
     """
     _check(data, config)
     where = pick_device(device)
-    clock = Clock(config.steps, config.seconds)
+    clock = Clock(config.steps, config.seconds, config.schedule)
     parents = [config.init] if config.init != "none" else []
     with Run.open(folder, "train diffusion", config, parents=parents) as run:
         path = run.checkpoint_path("diffusion")
@@ -428,15 +430,16 @@ def _panel(
 def _card(
     run: Run, model: LatentDiffusion, data: TileArray, config: DiffusionConfig, step: int, trained: dict[str, nn.Parameter]
 ) -> dict[str, Any]:
+    parts = {name: count(module.parameters()) for name, module in model.modules().items()}
+    parts["autoencoder"] = count(model.autoencoder.parameters())
     return {
         "kind": "diffusion",
         "name": run.folder.name,
         "config": json.loads(json.dumps(plain(config))),
-        "parameters": {
-            **{name: count(module.parameters()) for name, module in model.modules().items()},
-            "autoencoder": count(model.autoencoder.parameters()),
-            "trained": count(trained.values()),
-        },
+        "parameters": sum(parts.values()),
+        "parameters_of": parts,
+        "trainable": count(trained.values()),
+        "init": config.init if config.init in ("base", "none") else Path(config.init).name,
         "steps": step,
         "stopped_by_clock": step < config.steps,
         "licence": "Apache-2.0",

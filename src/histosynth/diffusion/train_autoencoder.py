@@ -29,7 +29,7 @@ from histosynth.diffusion.autoencoder import (
 )
 from histosynth.diffusion.panels import save_panel
 from histosynth.diffusion.precision import Precision, autocast
-from histosynth.diffusion.training import Averages, Clock, check_finite, count, named, pack, rate, unpack
+from histosynth.diffusion.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
 from histosynth.tiles.batches import TileArray, batch_at
 
 BASE = "autoencoder-64.safetensors"
@@ -71,6 +71,8 @@ class AutoencoderConfig:
     """Seed of everything random."""
     seconds: float | None = None
     """Wall-clock cap, or none."""
+    schedule: Schedule = "steps"
+    """The learning rate falls to zero over the "steps", or over the cap's "clock"."""
     save_every: int = 500
     """Steps between resume states."""
     precision: Precision = "auto"
@@ -111,7 +113,7 @@ def train_autoencoder(
         parameters = named({"autoencoder": model})
         averages = Averages(parameters, config.ema)
         optimizer = torch.optim.AdamW(parameters.values(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        clock = Clock(config.steps, config.seconds)
+        clock = Clock(config.steps, config.seconds, config.schedule)
         step = 0
         if run.resumed and run.state_path.exists():
             step = unpack(load_state(run.state_path), clock, parameters, averages, optimizer)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,21 @@ from torch import Tensor, nn
 from histosynth.core.errors import RunError
 
 
+Schedule = Literal["steps", "clock"]
+
+
 @dataclass
 class Clock:
-    """How far a training is, by steps or by a wall-clock cap, whichever is nearer its end.
+    """How far a training is, by steps or by a wall-clock cap.
 
-    With a cap the learning rate follows the clock, so that it still ends at zero; the result then
-    depends on the machine's speed and cannot be repeated bit for bit.
+    With schedule "steps" the cap only cuts, and the weights at any step do not depend on the machine's
+    speed. With schedule "clock" the learning rate follows the cap, so that it still ends at zero; the
+    result then cannot be repeated bit for bit.
     """
 
     steps: int
     seconds: float | None
+    schedule: Schedule = "steps"
     spent: float = 0.0
     _start: float = field(default_factory=time.monotonic)
 
@@ -34,16 +39,19 @@ class Clock:
     def progress(self, step: int) -> float:
         """0 at the start, 1 at the end."""
         share = step / self.steps
-        return min(1.0, max(share, self.elapsed() / self.seconds) if self.seconds else share)
+        return min(1.0, max(share, self.elapsed() / self.seconds) if self._follows() else share)
 
     @property
     def length(self) -> float:
         """The whole, in steps or in seconds of the cap: for progress bars."""
-        return round(self.seconds) if self.seconds else self.steps
+        return round(self.seconds) if self.seconds and self._follows() else self.steps
 
     def position(self, step: int) -> float:
         """Where `step` is on that scale."""
-        return min(self.length, round(self.elapsed())) if self.seconds else step
+        return min(self.length, round(self.elapsed())) if self._follows() else step
+
+    def _follows(self) -> bool:
+        return self.seconds is not None and self.schedule == "clock"
 
     def is_over(self, step: int) -> bool:
         """Whether the training ends before `step`."""

@@ -341,6 +341,8 @@ def _card(
         "size": config.size,
         "parameters": sum(p.numel() for p in networks["average"].parameters()),
         "parameters_discriminator": sum(p.numel() for p in networks["discriminator"].parameters()),
+        "trainable": sum(p.numel() for n in ("generator", "discriminator") for p in networks[n].parameters()),
+        "init": config.init if config.init in ("base", "none") else Path(config.init).name,
         "steps": step,
         "stopped_by_clock": by_clock,
         "licence": "Apache-2.0",

@@ -58,19 +58,21 @@ def _asset(config: BaseConfig, name: str) -> Path:
 
 
 def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
-    from histosynth.gan.train import GanConfig, export_base, train_gan
+    from histosynth.gan.train import GanConfig, train_gan
+    from histosynth.gan.transfer import export_base
 
     settings = GanConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none")
     return export_base(train_gan(tiles, settings, folder, device=config.device), _asset(config, "gan-base"))
 
 
 def _autoencoder(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
-    from histosynth.diffusion.autoencoder import export_autoencoder
+    from histosynth.diffusion.autoencoder import load_autoencoder, save_autoencoder
     from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
 
     settings = AutoencoderConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed)
     trained = train_autoencoder(tiles, settings, folder, device=config.device)
-    return export_autoencoder(trained, _asset(config, "autoencoder"))
+    model, card = load_autoencoder(trained)
+    return save_autoencoder(_asset(config, "autoencoder"), model, card, half=True)
 
 
 def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
@@ -81,6 +83,7 @@ def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         size=config.size,
         steps=config.steps,
         seconds=config.seconds,
+        schedule="clock",
         seed=config.seed,
         init="none",
         autoencoder=str(_asset(config, "autoencoder")),

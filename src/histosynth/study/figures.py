@@ -188,23 +188,21 @@ def embedding(
     limits: tuple[np.ndarray, np.ndarray],
 ) -> Panel:  # fmt: skip
     """A 2-D map [n, 2] of one source in class colours over the real tiles in grey, classes named in place."""
-    import matplotlib.patheffects as effects
-
     with _drawing(_THIRD, _THIRD + 0.3, left=0.02, right=0.02, bottom=0.02, top=0.32) as (figure, panel):
         axes = figure.subplots()
-        axes.scatter(*backdrop.T, s=9, color="#d3d8dc", linewidths=0, rasterized=True)
+        axes.scatter(backdrop[:, 0], backdrop[:, 1], s=9, color="#d3d8dc", linewidths=0, rasterized=True)
         names = np.asarray(labels)
         present = list(dict.fromkeys(names.tolist()))
-        for label in present:
-            own = points[names == label]
-            axes.scatter(*own.T, s=11, color=colours.get(label, MUTED), linewidths=0, alpha=0.8, rasterized=True)
+        shades = [colours.get(label, MUTED) for label in names.tolist()]
+        # one layer, in the order of the points: no class is painted over by the next
+        axes.scatter(points[:, 0], points[:, 1], s=11, color=shades, linewidths=0, alpha=0.8, rasterized=True)
         middles = np.array([np.median(points[names == label], axis=0) for label in present])
         short = [shorten(label, 12) for label in present]
         low, high = limits
         for (x, y), text in zip(_apart((middles - low) / (high - low), short), short, strict=True):
             axes.text(x, y, text, ha="center", va="center", fontsize=8.5 if len(present) < 12 else 7,
                       fontweight="bold", color=INK, transform=axes.transAxes,
-                      path_effects=[effects.withStroke(linewidth=3, foreground="white")])  # fmt: skip
+                      bbox={"facecolor": "white", "alpha": 0.72, "linewidth": 0, "pad": 0.8})  # fmt: skip
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set_visible(True)
@@ -319,7 +317,7 @@ def _drawing(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # words stay words, in the fonts of whoever opens the page
         "svg.hashsalt": "histosynth",  # the same figure gives the same bytes
         "text.parse_math": False,  # a class may be called $x$

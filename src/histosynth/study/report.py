@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histosynth.core.files import write_json, write_text
 from histosynth.study import figures, view
 from histosynth.study.sheets import columns_for, encode_sheets, write_sheet_png
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["Pictures", "render", "write_report", "write_sheet_png"]
 
@@ -50,6 +54,11 @@ def write_report(folder: Path | str, report: dict[str, Any], pictures: Pictures)
 
 def render(report: Mapping[str, Any], pictures: Pictures) -> str:
     """The page: HTML without any reference to another file."""
+    return _template().render(_context(report, pictures))
+
+
+@cache
+def _template() -> Template:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
@@ -62,7 +71,7 @@ def render(report: Mapping[str, Any], pictures: Pictures) -> str:
     for name in ("duration", "number", "percent", "pretty", "score_title", "signed"):
         function = getattr(view, name)
         environment.filters[name] = lambda value, *rest, f=function: f(_known(value), *rest)
-    return environment.get_template("report.html.j2").render(_context(report, pictures))
+    return environment.get_template("report.html.j2")
 
 
 def _known(value: Any) -> Any:
@@ -82,7 +91,7 @@ def _context(report: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
     train = part(report, "data", "counts", "train")
     shown = [_arm(arm, generators, train) for arm in arms]
     judged = {g: one for g, one in part(report, "fidelity", "generators").items() if one}
-    classes = part(report, "data").get("classes") or []
+    classes = view.class_entries(report)
     return {
         "r": report,
         "generators": generators,
@@ -192,7 +201,7 @@ def _reliability(report: Mapping[str, Any], generators: Sequence[str], baseline:
 
 
 def _confusion(report: Mapping[str, Any], generators: Sequence[str], baseline: str) -> list[figures.Panel]:
-    labels = [c["label"] for c in view.part(report, "data").get("classes") or []]
+    labels = [entry["label"] for entry in view.class_entries(report)]
     panels = []
     for arm in view.chosen_arms(report, generators, baseline):
         if arm.get("confusion") and len(arm["confusion"]) == len(labels):

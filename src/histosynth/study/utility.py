@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from histosynth.classify.calibrate import reliability_bins, scores, softmax
+from histosynth.classify.calibrate import reliability_bins, softmax
+from histosynth.classify.scores import scores
 from histosynth.classify.train import ClassifierConfig, train_classifier
 from histosynth.core.files import atomic_path, read_json, write_json
 from histosynth.core.progress import bar
-from histosynth.core.seeds import derive, numpy_rng
-from histosynth.study.statistics import paired_bootstrap, verdict
+from histosynth.core.seeds import derive
+from histosynth.study.statistics import intervals, paired_bootstrap, verdict
 from histosynth.tiles.batches import TileArray
 
 BASELINE = "real_classical"
@@ -127,7 +128,8 @@ def assess(chosen: Sequence[Arm], test: TileArray, seeds: Sequence[int], folder:
                 metric,
                 seed=derive(seed, "difference", arm.name, metric),
             )
-            differences.append({"arm": arm.name, "baseline": BASELINE, "metric": metric} | found)
+            counts = {f"n_{k}": found.pop(k) for k in ("tiles", "patients", "seeds")}
+            differences.append({"arm": arm.name, "baseline": BASELINE} | found | counts)
     return {"arms": rows, "differences": differences}
 
 
@@ -138,7 +140,8 @@ def verdicts(chosen: Sequence[Arm], differences: Sequence[Mapping[str, Any]]) ->
         if arm.generator is None or not arm.real:
             continue
         row = next(d for d in differences if d["arm"] == arm.name and d["metric"] == PRIMARY)
-        spoken = verdict(row, name=arm.title.rsplit(" + ", 1)[-1])
+        counted = {k: row[f"n_{k}"] for k in ("tiles", "patients", "seeds")}
+        spoken = verdict(row | counted, name=arm.title.rsplit(" + ", 1)[-1])
         found.append(
             {
                 "generator": arm.generator,
@@ -166,8 +169,15 @@ def _assess_arm(
         calibrated = scores(softmax(values / cell["temperature"]), test.labels, test.classes)
         raw["ece_calibrated"], raw["brier_calibrated"] = calibrated["ece"], calibrated["brier"]
         per_seed.append(raw)
-    spread = _bootstrap(logits, cells, test, groups, seed)
-    recall = {c: _summary([s["per_class"][c]["recall"] for s in per_seed], spread[f"recall:{c}"]) for c in test.classes}
+    present = [i for i, n in enumerate(test.counts().values()) if n]
+    metrics = ["accuracy", "balanced_accuracy", "macro_f1", *(f"recall:{i}" for i in present)]
+    spread = intervals(
+        test.labels, logits.argmax(2), groups, metrics, seed=derive(seed, "scores"), n=_REPLICATES
+    )
+    recall = {
+        c: _summary([s["per_class"][c]["recall"] for s in per_seed], spread.get(f"recall:{i}"))
+        for i, c in enumerate(test.classes)
+    }
     temperatures = np.array([c["temperature"] for c in cells])[:, None, None]
     pooled = softmax((logits / temperatures).reshape(-1, logits.shape[2]))
     return {
@@ -177,7 +187,10 @@ def _assess_arm(
         "scores": {m: _summary([s[m] for s in per_seed], spread.get(m)) for m in _SCORES},
         "recall": recall,
         "confusion": np.sum([s["confusion"] for s in per_seed], axis=0).tolist(),
-        "reliability": reliability_bins(pooled, np.tile(test.labels, len(logits))),
+        "reliability": [
+            {"count" if k == "tiles" else k: v for k, v in row.items()}
+            for row in reliability_bins(pooled, np.tile(test.labels, len(logits)))
+        ],
         "per_seed": [{"seed": c["seed"], **{m: s[m] for m in _SCORES}} for c, s in zip(cells, per_seed, strict=True)],
         "notes": sorted({n for c in cells for n in c["notes"]}),
         "initialisation": cells[0]["initialisation"],
@@ -185,50 +198,11 @@ def _assess_arm(
     }
 
 
-def _bootstrap(
-    logits: np.ndarray, cells: list[dict[str, Any]], test: TileArray, groups: np.ndarray, seed: int
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the scores that follow from the confusion matrix; patients and seeds resampled."""
-    count = len(test.classes)
-    names, member = np.unique(groups, return_inverse=True)
-    tables = np.zeros((len(logits), len(names), count, count))
-    for s, guess in enumerate(logits.argmax(2)):
-        np.add.at(tables[s], (member, test.labels, guess), 1)
-    rng = numpy_rng(seed, "scores")
-    people = rng.integers(len(names), size=(_REPLICATES, len(names)))
-    weights = np.stack([np.bincount(p, minlength=len(names)) for p in people])
-    runs = rng.integers(len(logits), size=(_REPLICATES, len(logits)))
-    run_weights = np.stack([np.bincount(r, minlength=len(logits)) for r in runs])
-    drawn = np.einsum("rp,rs,spij->rij", weights, run_weights / len(logits), tables, optimize=True)
-    found = {k: _interval(v) for k, v in _from_confusion(drawn).items() if k != "recall"}
-    recall = _from_confusion(drawn)["recall"]
-    return found | {f"recall:{c}": _interval(recall[:, i]) for i, c in enumerate(test.classes)}
-
-
-def _from_confusion(tables: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, balanced accuracy, macro-F1 [R] and recall [R, K] from confusion matrices [R, K, K]."""
-    hits = np.diagonal(tables, axis1=1, axis2=2)
-    true, guessed = tables.sum(2), tables.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = np.where(true > 0, hits / true, np.nan)
-        f1 = np.where(true > 0, 2 * hits / (true + guessed), np.nan)
-        accuracy = hits.sum(1) / tables.sum((1, 2))
-    return {
-        "accuracy": accuracy,
-        "balanced_accuracy": np.nanmean(recall, 1),
-        "macro_f1": np.nanmean(f1, 1),
-        "recall": recall,
-    }
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _summary(values: Sequence[float | None], interval: tuple[float, float] | None) -> dict[str, float | None]:
+def _summary(
+    values: Sequence[float | None], interval: tuple[float | None, float | None] | None
+) -> dict[str, float | None]:
     known = [v for v in values if v is not None]
-    low, high = interval if interval is not None and not np.isnan(interval).any() else (None, None)
+    low, high = interval or (None, None)
     return {"mean": float(np.mean(known)) if known else None, "low": low, "high": high}
 
 

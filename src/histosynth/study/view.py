@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,16 @@ def part(report: Mapping[str, Any], *keys: str) -> Any:
     return here if here is not None else {}
 
 
+def class_entries(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Label, name and colour of every class; what is no colour becomes grey, since styles are made of it."""
+    found = []
+    for entry in part(report, "data").get("classes") or []:
+        colour = str(entry.get("colour"))
+        safe = colour if re.fullmatch(r"#[0-9a-fA-F]{6}", colour) else figures.MUTED
+        found.append({"label": entry["label"], "name": entry.get("name") or entry["label"], "colour": safe})
+    return found
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """0.713 -> "71.3"."""
     return NA if value is None else f"{100 * value:.{digits}f}"
@@ -162,8 +173,8 @@ def verdict_forest(report: Mapping[str, Any], generators: Sequence[str]) -> Pane
         for row in utility.get("differences") or []:
             if row["arm"] == name and is_primary(row["metric"]):
                 colour, marker, hollow = arm_style(name, generators)
-                values = [None if row.get(k) is None else 100 * row[k] for k in ("mean", "low", "high")]
-                points.append(Point(titles.get(name, name), *values, colour, marker, hollow))
+                value, low, high = _hundredfold(row)
+                points.append(Point(titles.get(name, name), value, low, high, colour, marker, hollow))
     if not points:
         return None
     interval = level(part(utility, "protocol").get("interval"))
@@ -180,15 +191,20 @@ def arms_panel(report: Mapping[str, Any], generators: Sequence[str], baseline: s
     points, reference = [], None
     for arm in part(report, "utility").get("arms") or []:
         score = part(arm, "scores", "balanced_accuracy")
-        values = [None if score.get(k) is None else 100 * score[k] for k in ("mean", "low", "high")]
+        value, low, high = _hundredfold(score)
         seeds = [s["balanced_accuracy"] for s in arm.get("per_seed") or [] if s.get("balanced_accuracy") is not None]
         colour, marker, hollow = arm_style(arm["name"], generators)
         dots = tuple(100 * s for s in seeds) if len(seeds) > 1 else ()
-        points.append(Point(arm["title"], *values, colour, marker, hollow, dots))
-        reference = values[0] if arm["name"] == baseline else reference
+        points.append(Point(arm["title"], value, low, high, colour, marker, hollow, dots))
+        reference = value if arm["name"] == baseline else reference
     if not points:
         return None
     return figures.dot_plot(points, "Balanced accuracy of each training set", "balanced accuracy, %", reference)
+
+
+def _hundredfold(score: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    value, low, high = (None if score.get(k) is None else 100 * score[k] for k in ("mean", "low", "high"))
+    return value, low, high
 
 
 def chosen_arms(report: Mapping[str, Any], generators: Sequence[str], baseline: str) -> list[dict[str, Any]]:
@@ -211,16 +227,18 @@ def fidelity_panels(judged: Mapping[str, Any], generators: Mapping[str, str]) ->
     names = dict.fromkeys(n for one in judged.values() for n in part(one, "all", "scores"))
     for name in names:
         scores = {g: part(judged[g], "all", "scores", name) for g in judged}
-        floors = {g: tuple(s.get(k) for k in ("floor", "floor_low", "floor_high")) for g, s in scores.items()}
-        colour, marker = source_style("real")
-        if len(set(floors.values())) == 1:
-            points = [Point("real (floor)", *next(iter(floors.values())), colour, marker)]
-        else:  # other numbers of tiles a side: each generator has its own floor
-            points = [Point(f"real, N of {generators.get(g, g)}", *f, colour, marker) for g, f in floors.items()]
-        points += [
-            Point(generators.get(g, g), s.get("value"), s.get("low"), s.get("high"), *source_style(g, list(judged)))
-            for g, s in scores.items()
-        ]
+        floors: dict[tuple[float | None, ...], Point] = {}
+        made = []
+        for g, s in scores.items():
+            colour, marker = source_style("real")
+            own = (s.get("floor"), s.get("floor_low"), s.get("floor_high"))
+            # with other numbers of tiles a side, each generator has its own floor
+            floors.setdefault(own, Point(f"real, N of {generators.get(g, g)}", *own, colour, marker))
+            colour, marker = source_style(g, list(judged))
+            made.append(Point(generators.get(g, g), s.get("value"), s.get("low"), s.get("high"), colour, marker))
+        if len(floors) == 1:
+            floors = {own: replace(point, label="real (floor)") for own, point in floors.items()}
+        points = [*floors.values(), *made]
         better = next((s["better"] for s in scores.values() if s.get("better")), "")
         panels.append(figures.metric_panel(points, FIDELITY_TITLES.get(name, (pretty(name), ""))[0], better))
     return panels
@@ -250,7 +268,7 @@ def fidelity_cell(score: Mapping[str, Any], better: str) -> dict[str, str]:
     low, high = score.get("low"), score.get("high")
     floor_low, floor_high = score.get("floor_low"), score.get("floor_high")
     against = ""
-    if None not in (low, high, floor_low, floor_high):
+    if low is not None and high is not None and floor_low is not None and floor_high is not None:
         worse = {"lower": low > floor_high, "higher": high < floor_low}.get(
             better, low > floor_high or high < floor_low
         )

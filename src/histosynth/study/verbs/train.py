@@ -81,7 +81,7 @@ def train_classifier(
         tiles: a tile set.
         out: folder of the run.
     """
-    from histosynth.classify.calibrate import scores
+    from histosynth.classify.scores import scores
     from histosynth.classify.train import train_classifier as train
     from histosynth.core.progress import bar
     from histosynth.core.run import Run
