@@ -14,7 +14,7 @@ from tests.diffusion.helpers import CLASSES, TINY, ColourMeans, make_tiles, tuni
 
 @pytest.fixture(scope="session")
 def tiles() -> TileArray:
-    return make_tiles({name: n for name, n in zip(CLASSES, (9, 7, 8), strict=True)})
+    return make_tiles(dict(zip(CLASSES, (9, 7, 8), strict=True)))
 
 
 @pytest.fixture(scope="session")
@@ -42,4 +42,5 @@ def tuned_path(
     tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The base adapted with adapter and LoRA."""
-    return train_diffusion(tiles, tuning(base_path), tmp_path_factory.mktemp("tuned") / "run", device="cpu", encoder=encoder)
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    return train_diffusion(tiles, tuning(base_path), folder, device="cpu", encoder=encoder)

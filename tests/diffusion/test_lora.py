@@ -41,7 +41,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def test_every_attention_projection_is_reached(base: torch.nn.Module) -> None:
-    assert count_targets(base, ATTENTION) == {t: 2 * SHAPE.layers for t in ATTENTION}
+    assert count_targets(base, ATTENTION) == dict.fromkeys(ATTENTION, 2 * SHAPE.layers)
     assert count_targets(base, ["attn2.to_q"]) == {"attn2.to_q": SHAPE.layers}
     model = attach_lora(base, rank=4, alpha=8)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -51,7 +51,7 @@ def test_every_attention_projection_is_reached(base: torch.nn.Module) -> None:
 
 
 def test_a_target_that_matches_nothing_is_an_error_although_others_match(base: torch.nn.Module) -> None:
-    with pytest.raises(SettingError, match="to_quary.*to_q"):
+    with pytest.raises(SettingError, match=r"to_quary.*to_q"):
         attach_lora(base, 4, 8, ["to_k", "to_quary"])
     with pytest.raises(SettingError, match="empty"):
         attach_lora(base, 4, 8, [])

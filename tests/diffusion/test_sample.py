@@ -11,7 +11,7 @@ from histosynth.diffusion.adapter import Conditioner
 from histosynth.diffusion.autoencoder import Autoencoder, AutoencoderShape
 from histosynth.diffusion.model import Bank, LatentDiffusion, new_model
 from histosynth.diffusion.sample import DiffusionGenerator, run_solver
-from histosynth.diffusion.train import apply_lora
+from histosynth.diffusion.share import apply_lora
 from histosynth.diffusion.transformer import TransformerShape
 
 CPU = torch.device("cpu")

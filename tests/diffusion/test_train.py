@@ -126,7 +126,8 @@ def test_another_encoder_gets_a_new_adapter_and_keeps_the_class_tokens(
     tiles: TileArray, base_path: Path, tmp_path: Path
 ) -> None:
     other = ColourMeans("other", dim=20)
-    path = train_diffusion(tiles, tuning(base_path, steps=1, lr_adapter=1e-9), tmp_path / "run", device="cpu", encoder=other)
+    config = tuning(base_path, steps=1, lr_adapter=1e-9)
+    path = train_diffusion(tiles, config, tmp_path / "run", device="cpu", encoder=other)
     model, base = load_model(path), load_model(base_path)
     assert model.encoder == {"name": "other", "dim": 20} and model.conditioner.mean.shape == (20,)
     torch.testing.assert_close(model.conditioner.class_tokens.weight, base.conditioner.class_tokens.weight)
@@ -180,7 +181,9 @@ def test_settings_that_cannot_be_used_are_named(
         train_diffusion(tiles, tuning(base_path, **changes), tmp_path / "run", device="cpu", encoder=encoder)
 
 
-def test_tiles_that_cannot_be_used_are_named(tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path) -> None:
+def test_tiles_that_cannot_be_used_are_named(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="no tile"):
         train_diffusion(tiles.subset([]), tuning(base_path), tmp_path / "a", encoder=encoder)
     with pytest.raises(DataError, match="16 px, but size is 24"):
@@ -202,7 +205,9 @@ def test_the_learning_rate_ends_at_the_true_end() -> None:
     assert Clock(100, 100.0, spent=99.0).progress(1) == 0.01, "a cap alone leaves the learning rate to the steps"
 
 
-def test_the_clock_cuts_a_training_and_says_so(tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path) -> None:
+def test_the_clock_cuts_a_training_and_says_so(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path
+) -> None:
     path = train_diffusion(tiles, tuning(base_path, seconds=1e-6), tmp_path / "run", device="cpu", encoder=encoder)
     card = read_card(path)
     assert card["steps"] == 0 and card["stopped_by_clock"]

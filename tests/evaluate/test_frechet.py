@@ -45,6 +45,7 @@ def test_low_rank_route_agrees_with_moments():
     assert frechet_distance(x, y) == pytest.approx(got, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_constant_feature_and_repeated_feature():
     x, y = samples(100, 100, 8)
     x, y = (np.concatenate([a, a[:, :1], np.full((100, 1), 3.0)], 1) for a in (x, y))

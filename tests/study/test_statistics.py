@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.study.statistics import paired_bootstrap, verdict
+from histosynth.study.statistics import intervals, paired_bootstrap, verdict
 
 _CLASSES = 4
 
@@ -181,3 +181,13 @@ def test_unusable_input_is_refused():
         paired_bootstrap(y, a, b, groups, "recall:9", seed=0)
     with pytest.raises(SettingError, match="level"):
         paired_bootstrap(y, a, b, groups, "accuracy", seed=0, level=1.0)
+
+
+def test_intervals_of_one_arm_hold_its_scores():
+    y, a, _, groups = _study(0.0, np.random.default_rng(9))
+    found = intervals(y, a, groups, ["accuracy", "recall:1"], seed=0, n=300)
+    for metric, truth in (("accuracy", a == y), ("recall:1", (a == y)[:, y == 1])):
+        low, high = found[metric]
+        assert low < truth.mean() < high and high - low < 0.25
+    one = np.zeros(len(y), dtype=int)
+    assert intervals(y, a, one, ["accuracy"], seed=0) == {"accuracy": (None, None)}

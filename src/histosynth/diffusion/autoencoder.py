@@ -115,9 +115,9 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def _start_coarse(self) -> None:
-        for layer in (self.coarse_in, self.coarse_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.coarse_in.parameters(), *self.coarse_out.parameters()):
+            nn.init.zeros_(parameter)
+        assert self.coarse_in.bias is not None  # for the type checker: it was not switched off
         self.coarse_in.bias[self.shape.channels :] = -6.0  # log-variance: nearly noiseless at first
         for k in range(min(3, self.shape.channels)):
             self.coarse_in.weight[k, k] = 2.0 / FACTOR**2

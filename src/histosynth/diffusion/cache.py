@@ -130,7 +130,7 @@ def _fill(
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
         for at in range(0, len(data), _CHUNK):
             part = slice(at, min(at + _CHUNK, len(data)))
-            fill(out, part, torch.from_numpy(np.ascontiguousarray(data.images[part])))
+            fill(out, part, torch.from_numpy(np.array(data.images[part])))
             tick(part.stop - part.start)
         out.flush()
         del out

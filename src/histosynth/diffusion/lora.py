@@ -48,7 +48,7 @@ def attach_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str
     if rank < 1 or alpha <= 0:
         raise SettingError(f"lora_rank is {rank} and lora_alpha {alpha}.", "Both must be positive; try 8 and 16.")
     count_targets(model, targets)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)  # type: ignore[arg-type]
     return get_peft_model(model, config)  # type: ignore[arg-type]
 
 

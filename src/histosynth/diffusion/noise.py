@@ -6,6 +6,8 @@ network predicts v = a_t e - s_t x_0 (Salimans and Ho 2022), which stays well sc
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -15,9 +17,9 @@ LEVELS = 1000
 _BETAS = "squaredcos_cap_v2"
 
 
-def solver(steps: int) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ 2M (Lu et al. 2022), set to `steps` steps."""
-    scheduler = DPMSolverMultistepScheduler(
+def solver(steps: int) -> Any:
+    """DPM-Solver++ 2M (Lu et al. 2022): diffusers' scheduler, set to `steps` steps."""
+    scheduler: Any = DPMSolverMultistepScheduler(
         num_train_timesteps=LEVELS,
         beta_schedule=_BETAS,
         prediction_type="v_prediction",

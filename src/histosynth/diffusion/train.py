@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histosynth.core.assets import asset_path
-from histosynth.core.checkpoint import load_checkpoint, load_state, require_kind, save_checkpoint, save_state
+from histosynth.core.checkpoint import load_state, save_state
 from histosynth.core.device import pick_device
-from histosynth.core.errors import CheckpointError, DataError, SettingError
+from histosynth.core.errors import DataError, SettingError
 from histosynth.core.progress import bar
 from histosynth.core.run import Run, plain
 from histosynth.core.seeds import derive, numpy_rng, torch_generator
@@ -23,12 +23,13 @@ from histosynth.core.types import Encoder
 from histosynth.diffusion.adapter import carry_over
 from histosynth.diffusion.autoencoder import Autoencoder, check_size, load_autoencoder, to_uint8
 from histosynth.diffusion.cache import open_cache
-from histosynth.diffusion.lora import ATTENTION, attach_lora, load_lora_tensors, lora_tensors
+from histosynth.diffusion.lora import ATTENTION, attach_lora
 from histosynth.diffusion.model import AUTOENCODER, Bank, LatentDiffusion, load_model, new_model, save_model
 from histosynth.diffusion.noise import Noising, spread_levels
 from histosynth.diffusion.panels import save_panel
 from histosynth.diffusion.precision import Precision, autocast
 from histosynth.diffusion.sample import GUIDANCE, run_solver
+from histosynth.diffusion.share import save_lora
 from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
 from histosynth.diffusion.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
 from histosynth.diffusion.transformer import TransformerShape, denoise
@@ -252,53 +253,6 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
     return groups
 
 
-def save_lora(path: Path, model: LatentDiffusion, card: dict[str, Any]) -> Path:
-    """Write what was fine-tuned without the base: low-rank matrices, conditioner and bank (small, to share)."""
-    tensors = {f"conditioner.{k}": v for k, v in model.conditioner.state_dict().items()}
-    tensors |= {f"bank.{i}": v for i, v in enumerate(model.bank.values)}
-    if hasattr(model.transformer, "peft_config"):
-        tensors |= {f"lora.{k}": v for k, v in lora_tensors(model.transformer).items()}
-    card = {**card, "kind": "diffusion-lora", "classes": list(model.classes), "size": model.size,
-            "encoder": model.encoder, "bank_ids": model.bank.ids}  # fmt: skip
-    return save_checkpoint(path, tensors, card)
-
-
-def apply_lora(path: Path | str, base: Path | str | None = None) -> LatentDiffusion:
-    """Rebuild a fine-tuned model from its base and what `save_lora` wrote.
-
-    Args:
-        path: lora.safetensors.
-        base: the checkpoint it was trained from; by default the one that its card names.
-
-    Raises:
-        CheckpointError: a file cannot be read, or the two do not belong together.
-    """
-    tensors, card = load_checkpoint(path)
-    require_kind(card, "diffusion-lora", path)
-    config = card["config"]
-    start = load_model(base or config["init"])
-    model = new_model(start.shape, start.autoencoder, card["encoder"], card["classes"], card["size"])
-    model.transformer.load_state_dict(start.transformer.state_dict())
-    part = {
-        prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        for prefix in ("conditioner.", "lora.", "bank.")
-    }
-    try:
-        model.conditioner.load_state_dict(part["conditioner."])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its base: {error}.", "Give the base it was trained from.") from error
-    if part["lora."]:
-        model.transformer = attach_lora(
-            model.transformer, config["lora_rank"], config["lora_alpha"], config["lora_targets"]
-        )
-        load_lora_tensors(model.transformer, part["lora."])
-    model.bank = Bank([part["bank."][str(i)] for i in range(len(part["bank."]))], card["bank_ids"])
-    model.card = {k: v for k, v in card.items() if k != "bank_ids"} | {"kind": "diffusion"}
-    for module in model.modules().values():
-        module.eval().requires_grad_(False)
-    return model
-
-
 def _check(data: TileArray, config: DiffusionConfig) -> None:
     check_size(config.size, patch=2)
     if len(data) == 0:
@@ -408,14 +362,12 @@ def _panel(
     noise = torch.randn(shape, generator=torch_generator(config.seed, "panel noise"))
     labels = torch.from_numpy(data.labels[tiles].astype(np.int64))
     model.transformer.eval()
-    made = [
-        run_solver(model, *part, torch.ones(len(part[0]), dtype=torch.bool),
-                   guidance=GUIDANCE, steps=20, precision=config.precision)  # fmt: skip
-        for part in zip(noise.split(16), embeddings[tiles].split(16), labels.split(16), strict=True)
-    ]
+    told = torch.ones(len(tiles), dtype=torch.bool)
+    parts = zip(noise.split(16), embeddings[tiles].split(16), labels.split(16), told.split(16), strict=True)
+    made = [run_solver(model, *part, guidance=GUIDANCE, steps=20, precision=config.precision) for part in parts]
     model.transformer.train()
     device = next(model.conditioner.parameters()).device
-    images = torch.from_numpy(np.ascontiguousarray(data.images[tiles]))
+    images = torch.from_numpy(np.array(data.images[tiles]))
     with torch.no_grad(), autocast(device, config.precision):
         trip = to_uint8(model.autoencoder.decode(model.autoencoder.encode(images.to(device)))).cpu()
         synthetic = to_uint8(model.autoencoder.decode(torch.cat(made).to(device))).cpu()
@@ -428,7 +380,12 @@ def _panel(
 
 
 def _card(
-    run: Run, model: LatentDiffusion, data: TileArray, config: DiffusionConfig, step: int, trained: dict[str, nn.Parameter]
+    run: Run,
+    model: LatentDiffusion,
+    data: TileArray,
+    config: DiffusionConfig,
+    step: int,
+    trained: dict[str, nn.Parameter],
 ) -> dict[str, Any]:
     parts = {name: count(module.parameters()) for name, module in model.modules().items()}
     parts["autoencoder"] = count(model.autoencoder.parameters())

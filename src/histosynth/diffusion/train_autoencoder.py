@@ -269,7 +269,7 @@ def _normalise_latents(model: Autoencoder, data: TileArray, where: torch.device,
     picked = numpy_rng(config.seed, "latent statistics").permutation(len(data))[:512]
     means = []
     for at in range(0, len(picked), 32):
-        images = torch.from_numpy(np.ascontiguousarray(data.images[np.sort(picked[at : at + 32])]))
+        images = torch.from_numpy(np.array(data.images[np.sort(picked[at : at + 32])]))
         means.append(model.posterior(to_signed(images).to(where))[0])
     code = torch.cat(means)
     model.shift.copy_(code.mean(dim=(0, 2, 3))[:, None, None])
@@ -284,7 +284,7 @@ def _round_trip(model: Autoencoder, images: Tensor, where: torch.device) -> Tens
 def _round_trip_figures(
     model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig
 ) -> dict[str, float]:
-    images = torch.from_numpy(np.ascontiguousarray(data.images[:256]))
+    images = torch.from_numpy(np.array(data.images[:256]))
     output = _round_trip(model, images, where)
     figures = {"psnr_db": round(psnr(images, output), 2)}
     if config.size >= 11:
@@ -294,7 +294,7 @@ def _round_trip_figures(
 
 def _panel(run: Run, model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:
     picked = numpy_rng(config.seed, "panel").permutation(len(data))[:16]
-    images = torch.from_numpy(np.ascontiguousarray(data.images[picked]))
+    images = torch.from_numpy(np.array(data.images[picked]))
     output = _round_trip(model, images, where)
     rows = [torch.cat([images[i : i + 8], output[i : i + 8]]) for i in range(0, len(images), 8)]
     save_panel(run.sample_path("round-trip.png"), rows)

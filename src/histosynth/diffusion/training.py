@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from histosynth.core.errors import RunError
 
-
 Schedule = Literal["steps", "clock"]
 
 
@@ -39,19 +38,19 @@ class Clock:
     def progress(self, step: int) -> float:
         """0 at the start, 1 at the end."""
         share = step / self.steps
-        return min(1.0, max(share, self.elapsed() / self.seconds) if self._follows() else share)
+        if self.seconds is not None and self.schedule == "clock":
+            share = max(share, self.elapsed() / self.seconds)
+        return min(1.0, share)
 
     @property
     def length(self) -> float:
         """The whole, in steps or in seconds of the cap: for progress bars."""
-        return round(self.seconds) if self.seconds and self._follows() else self.steps
+        return round(self.seconds) if self.seconds is not None and self.schedule == "clock" else self.steps
 
     def position(self, step: int) -> float:
         """Where `step` is on that scale."""
-        return min(self.length, round(self.elapsed())) if self._follows() else step
-
-    def _follows(self) -> bool:
-        return self.seconds is not None and self.schedule == "clock"
+        on_clock = self.seconds is not None and self.schedule == "clock"
+        return min(self.length, round(self.elapsed())) if on_clock else step
 
     def is_over(self, step: int) -> bool:
         """Whether the training ends before `step`."""

@@ -7,6 +7,7 @@ when the mean of the context also shifts the time embedding, as in DiT (Peebles 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import PixArtTransformer2DModel
@@ -50,7 +51,7 @@ class PooledTime(nn.Module):
         return time + self.project(pooled.to(time.dtype))
 
 
-def build_transformer(shape: TransformerShape, latent_size: int) -> PixArtTransformer2DModel:
+def build_transformer(shape: TransformerShape, latent_size: int) -> nn.Module:
     """A denoiser with fresh weights for latents of `latent_size` x `latent_size`.
 
     Raises:
@@ -60,7 +61,7 @@ def build_transformer(shape: TransformerShape, latent_size: int) -> PixArtTransf
         raise SettingError(
             f"width is {shape.width} with {shape.heads} heads.", "Give a width that 2 * heads divides."
         )
-    model = PixArtTransformer2DModel(
+    model: Any = PixArtTransformer2DModel(  # diffusers loads it lazily, so no type checker knows it
         num_attention_heads=shape.heads,
         attention_head_dim=shape.width // shape.heads,
         in_channels=shape.channels,
@@ -101,7 +102,7 @@ def denoise(model: nn.Module, noisy: Tensor, levels: Tensor, context: Tensor) ->
 
 
 @torch.no_grad()
-def _initialise(model: PixArtTransformer2DModel) -> None:
+def _initialise(model: Any) -> None:
     """DiT's start: every block is nearly an identity and the output is zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
