@@ -59,7 +59,9 @@ def test_json_refuses_nan(tmp_path):
 
 def test_checkpoint_round_trip_and_card(tmp_path):
     shared = torch.randn(3, 4)
-    path = save_checkpoint(tmp_path / "m.safetensors", {"a": shared, "b": shared, "n": torch.arange(3)}, {"kind": "gan"})
+    path = save_checkpoint(
+        tmp_path / "m.safetensors", {"a": shared, "b": shared, "n": torch.arange(3)}, {"kind": "gan"}
+    )
     tensors, card = load_checkpoint(path)
     assert card == {"kind": "gan"} == read_card(path)
     assert torch.equal(tensors["a"], shared) and torch.equal(tensors["b"], shared)
@@ -182,7 +184,7 @@ def test_durations_read_well():
 
 @pytest.mark.parametrize("code", ["import histosynth", "import histosynth.cli; histosynth.cli.build_app()"])
 def test_importing_the_package_and_listing_verbs_is_light(code):
-    heavy = "torch torchvision diffusers peft pandas matplotlib sklearn scipy".split()
+    heavy = ["torch", "torchvision", "diffusers", "peft", "pandas", "matplotlib", "sklearn", "scipy"]
     check = f"{code}; import sys; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

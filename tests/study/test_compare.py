@@ -54,7 +54,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "run"
-    return out, compare(source, CompareConfig(out=out, **TOY))
+    return out, compare(source, config=CompareConfig(out=out, **TOY))
 
 
 def figures(path):
@@ -94,9 +94,9 @@ def test_report_is_whole(finished, source):
 def test_the_same_seed_gives_the_same_figures_and_a_finished_run_is_not_repeated(finished, source, tmp_path):
     out, page = finished
     before = page.stat().st_mtime_ns
-    assert compare(source, CompareConfig(out=out, **TOY)) == page
+    assert compare(source, config=CompareConfig(out=out, **TOY)) == page
     assert page.stat().st_mtime_ns == before
-    compare(source, CompareConfig(out=tmp_path / "again", **TOY))
+    compare(source, config=CompareConfig(out=tmp_path / "again", **TOY))
     assert figures(tmp_path / "again" / "report.json") == figures(out / "report.json")
 
 
@@ -115,31 +115,31 @@ def test_a_killed_run_goes_on_to_the_same_figures(finished, source, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "report.html").exists()
-    compare(source, CompareConfig(out=out, **TOY))
+    compare(source, config=CompareConfig(out=out, **TOY))
     assert figures(out / "report.json") == figures(finished[0] / "report.json")
     assert not list(out.rglob("*.tmp*")) or all(p.stat().st_size >= 0 for p in out.rglob("*.tmp*"))
 
 
 def test_what_cannot_be_compared_is_refused(source, tmp_path):
     with pytest.raises(SettingError, match="'gann'.*Did you mean 'gan'"):
-        compare(source, CompareConfig(out=tmp_path / "a", generators=("gann",)))
+        compare(source, config=CompareConfig(out=tmp_path / "a", generators=("gann",)))
     with pytest.raises(SettingError, match="size is 50"):
-        compare(source, CompareConfig(out=tmp_path / "b", size=50))
+        compare(source, config=CompareConfig(out=tmp_path / "b", size=50))
     table = pd.read_csv(source / "tiles.csv")
     table[table.label == "normal"].assign(path=[str(source / p) for p in table.path[table.label == "normal"]]).to_csv(
         tmp_path / "one.csv", index=False
     )
     with pytest.raises(DataError, match="one class only"):
-        compare(tmp_path / "one.csv", CompareConfig(out=tmp_path / "c", **TOY))
+        compare(tmp_path / "one.csv", config=CompareConfig(out=tmp_path / "c", **TOY))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.docx").touch()
     with pytest.raises(RunError, match="not empty"):
-        compare(source, CompareConfig(out=tmp_path / "full", **TOY))
+        compare(source, config=CompareConfig(out=tmp_path / "full", **TOY))
 
 
 def test_other_settings_in_a_used_folder_are_refused(finished, source):
     with pytest.raises(RunError, match="seed: 0 then, 1 now"):
-        compare(source, CompareConfig(out=finished[0], **(TOY | {"seed": 1})))
+        compare(source, config=CompareConfig(out=finished[0], **(TOY | {"seed": 1})))
 
 
 def test_minutes_become_steps_by_fixed_rates():

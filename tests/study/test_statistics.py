@@ -48,9 +48,7 @@ def test_a_known_difference_is_found_and_none_is_mostly_not():
     words = {}
     for gain in (0.15, 0.0, -0.15):
         words[gain] = [
-            verdict(
-                paired_bootstrap(*_study(gain, rng), "balanced_accuracy", seed=seed, n=300), name="GAN"
-            ).word
+            verdict(paired_bootstrap(*_study(gain, rng), "balanced_accuracy", seed=seed, n=300), name="GAN").word
             for seed in range(40)
         ]
     assert words[0.15].count("helps") >= 36
@@ -159,8 +157,7 @@ def test_sentences():
     row = {"metric": "balanced_accuracy", "level": 0.95, "tiles": 412, "patients": 53, "seeds": 3}
     helps = verdict(row | {"mean": 0.041, "low": 0.012, "high": 0.07}, name="GAN")
     assert helps.sentence == (
-        "GAN helps: balanced accuracy +0.041, 95 % interval +0.012 to +0.070 "
-        "(412 tiles, 53 patients, 3 runs)."
+        "GAN helps: balanced accuracy +0.041, 95 % interval +0.012 to +0.070 (412 tiles, 53 patients, 3 runs)."
     )
     unsure = verdict(row | {"mean": 0.01, "low": -0.02, "high": 0.04}, name="GAN")
     assert unsure.sentence.startswith("No evidence that GAN changes balanced accuracy: +0.010, 95 % inter")

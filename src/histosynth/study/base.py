@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from cyclopts import Parameter
 
+from histosynth.core.checkpoint import load_checkpoint, save_checkpoint
 from histosynth.core.progress import say
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.simulate import BaseTissueConfig, base_tissue
@@ -40,6 +41,7 @@ class BaseConfig:
 
 def train_base(
     what: Literal["tissue", "gan", "autoencoder", "diffusion"],
+    *,
     config: Annotated[BaseConfig, Parameter(name="*")] = BaseConfig(),
 ) -> None:
     """Train one of the shipped base weights; resumes when repeated.
@@ -53,7 +55,18 @@ def train_base(
         return
     train = {"gan": _gan, "autoencoder": _autoencoder, "diffusion": _diffusion}[what]
     shipped = train(tiles, config, config.out / what)
+    stamp(shipped, what, config)
     say(f"To ship: {shipped} ({shipped.stat().st_size / 2**20:.1f} MB)")
+
+
+def stamp(path: Path, what: str, config: BaseConfig) -> None:
+    """Write into the card of a shipped file by which command it was made, and of what."""
+    tensors, card = load_checkpoint(path)
+    words = ["histosynth train base", what, f"--tiles {config.tiles} --size {config.size} --seed {config.seed}"]
+    words.append(f"--steps {config.steps}" + (f" --seconds {config.seconds:g}" if config.seconds else ""))
+    trained_on = f"{config.tiles} simulated tiles (base tissue, {config.size} px)"
+    new = {"name": path.stem, "command": " ".join(words), "trained_on": trained_on, "parents": []}
+    save_checkpoint(path, tensors, card | new, half=True)
 
 
 def _asset(config: BaseConfig, name: str) -> Path:

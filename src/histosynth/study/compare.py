@@ -74,7 +74,7 @@ class CompareConfig:
     """auto, cpu, cuda, cuda:N or mps."""
 
 
-def compare(tiles: Path, config: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()) -> Path | None:
+def compare(tiles: Path, *, config: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()) -> Path | None:
     """Compare the generators on your tiles and write report.html and report.json.
 
     Args:

@@ -33,7 +33,7 @@ class DemoConfig:
     """auto, cpu, cuda, cuda:N or mps."""
 
 
-def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> Path | None:
+def demo(*, config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> Path | None:
     """Compare a GAN and a diffusion model on simulated tissue and write the report.
 
     Six classes are common and three are rare (six training tiles each). The patients of the test are

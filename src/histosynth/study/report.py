@@ -33,7 +33,7 @@ class Pictures:
     samples: dict[str, dict[str, np.ndarray]]
     """Source ("real", or a generator) -> class label -> uint8 [n, 3, S, S], up to 8 a class."""
     neighbours: dict[str, list[tuple[np.ndarray, np.ndarray, float, str]]]
-    """Generator -> closest pairs: synthetic tile uint8 [3, S, S], nearest training tile, distance ratio, class."""
+    """Generator -> closest pairs: synthetic tile uint8 [3, S, S], nearest training tile, distance, class."""
     embedding: dict[str, np.ndarray] | None
     """Source -> 2-D map, float [n, 2]."""
     embedding_labels: dict[str, np.ndarray] | None

@@ -223,9 +223,7 @@ def _measure(metric: str, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     raise SettingError(f"metric is {metric!r}.", did_you_mean(metric, [*_METRICS, "recall:0"]))
 
 
-def _tables(
-    y: np.ndarray, predictions: np.ndarray, member: np.ndarray, patients: int, classes: int
-) -> np.ndarray:
+def _tables(y: np.ndarray, predictions: np.ndarray, member: np.ndarray, patients: int, classes: int) -> np.ndarray:
     """int64 [S, G, K, K]: a confusion matrix for every run and patient."""
     cell = (member * classes + y) * classes + predictions
     cells = patients * classes**2
@@ -233,9 +231,7 @@ def _tables(
     return flat.reshape(len(predictions), patients, classes, classes)
 
 
-def _replicates(
-    tables: np.ndarray, people: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _replicates(tables: np.ndarray, people: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """float [n, S]: the metric of every run in every replicate; a replicate is a weighted sum of tables."""
     runs, patients, classes = tables.shape[:3]
     flat = tables.transpose(1, 0, 2, 3).reshape(patients, -1).astype(np.float64)

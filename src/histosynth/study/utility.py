@@ -171,9 +171,7 @@ def _assess_arm(
         per_seed.append(raw)
     present = [i for i, n in enumerate(test.counts().values()) if n]
     metrics = ["accuracy", "balanced_accuracy", "macro_f1", *(f"recall:{i}" for i in present)]
-    spread = intervals(
-        test.labels, logits.argmax(2), groups, metrics, seed=derive(seed, "scores"), n=_REPLICATES
-    )
+    spread = intervals(test.labels, logits.argmax(2), groups, metrics, seed=derive(seed, "scores"), n=_REPLICATES)
     recall = {
         c: _summary([s["per_class"][c]["recall"] for s in per_seed], spread.get(f"recall:{i}"))
         for i, c in enumerate(test.classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +27,7 @@ class PhantomConfig:
 
     per_class: int = 60
     """Tiles a class, over all splits, of a common class."""
-    rare: Mapping[str, int] = field(default_factory=dict)
+    rare: dict[str, int] = field(default_factory=dict)
     """Training tiles of the rare classes, such as {"MUC": 8}; their val and test counts are as for others."""
     patients: int = 18
     """Number of patients, divided over the splits."""

@@ -141,8 +141,9 @@ def _from_csv(path: Path) -> pd.DataFrame:
     table = table[["path", "label", "patient", "split"]].apply(lambda c: c.str.strip())
     unlabelled = table.label == ""
     if unlabelled.any():
+        first = table.path[unlabelled].iloc[0]
         raise DataError(
-            f"The table {path} has {unlabelled.sum()} row(s) without a label (first: {table.path[unlabelled].iloc[0]}).",
+            f"The table {path} has {unlabelled.sum()} row(s) without a label (first: {first}).",
             "Fill the column label in every row.",
         )
     table["split"] = table.split.str.lower().replace(_SPLIT_ALIASES)

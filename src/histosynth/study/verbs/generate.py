@@ -15,7 +15,7 @@ from histosynth.tiles.tileset import TileSet
 
 
 def generate(
-    checkpoint: Path, out: Path, config: Annotated[GenerateConfig, Parameter(name="*")] = GenerateConfig()
+    checkpoint: Path, out: Path, *, config: Annotated[GenerateConfig, Parameter(name="*")] = GenerateConfig()
 ) -> None:
     """Make synthetic tiles; repeat the command to go on.
 
@@ -43,7 +43,7 @@ class EvaluateConfig:
 
 
 def evaluate(
-    real: Path, synthetic: Path, config: Annotated[EvaluateConfig, Parameter(name="*")] = EvaluateConfig()
+    real: Path, synthetic: Path, *, config: Annotated[EvaluateConfig, Parameter(name="*")] = EvaluateConfig()
 ) -> None:
     """Fidelity, diversity and copies of synthetic tiles, with the real-real floor beside every score.
 

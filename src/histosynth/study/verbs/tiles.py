@@ -12,7 +12,7 @@ from histosynth.tiles.simulate import PhantomConfig, simulate
 from histosynth.tiles.sources import ImportConfig, import_tiles
 
 
-def import_(source: Path, out: Path, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()) -> None:
+def import_(source: Path, out: Path, *, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()) -> None:
     """Import class folders, or a CSV (path, label, patient, split), as a tile set.
 
     Args:
@@ -22,7 +22,7 @@ def import_(source: Path, out: Path, config: Annotated[ImportConfig, Parameter(n
     describe(import_tiles(source, out, config))
 
 
-def phantom(out: Path, config: Annotated[PhantomConfig, Parameter(name="*")] = PhantomConfig()) -> None:
+def phantom(out: Path, *, config: Annotated[PhantomConfig, Parameter(name="*")] = PhantomConfig()) -> None:
     """Simulate the tiles of a hospital: nine tissue classes, patients with their own staining.
 
     Args:

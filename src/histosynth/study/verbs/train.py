@@ -19,8 +19,8 @@ from histosynth.tiles.tileset import TileSet
 def train_gan(
     tiles: Path,
     out: Path,
-    config: Annotated[GanConfig, Parameter(name="*")] = GanConfig(),
     *,
+    config: Annotated[GanConfig, Parameter(name="*")] = GanConfig(),
     split: str = "train",
     device: str = "auto",
 ) -> None:
@@ -40,8 +40,8 @@ def train_gan(
 def train_diffusion(
     tiles: Path,
     out: Path,
-    config: Annotated[DiffusionConfig, Parameter(name="*")] = DiffusionConfig(),
     *,
+    config: Annotated[DiffusionConfig, Parameter(name="*")] = DiffusionConfig(),
     split: str = "train",
     device: str = "auto",
 ) -> None:
@@ -73,6 +73,7 @@ class TrainClassifierConfig:
 def train_classifier(
     tiles: Path,
     out: Path,
+    *,
     config: Annotated[TrainClassifierConfig, Parameter(name="*")] = TrainClassifierConfig(),
 ) -> None:
     """Train a classifier on the train split, calibrate it on val, and score it on test.
