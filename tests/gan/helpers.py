@@ -17,9 +17,7 @@ def tiles(per_class: int = 6, classes: tuple[str, ...] = ("ADI", "LYM", "TUM"), 
     rng = np.random.default_rng(0)
     colours = rng.integers(40, 220, size=(len(classes), 3, 1, 1))
     labels = np.repeat(np.arange(len(classes)), per_class)
-    images = np.clip(colours[labels] + rng.normal(0, 12, (len(labels), 3, size, size)), 0, 255).astype(
-        np.uint8
-    )
+    images = np.clip(colours[labels] + rng.normal(0, 12, (len(labels), 3, size, size)), 0, 255).astype(np.uint8)
     return TileArray(images, labels, [f"t{i}" for i in range(len(labels))], classes)
 
 

@@ -152,9 +152,7 @@ def test_wrong_data_and_settings_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tile"):
         train_gan(tiles().subset([]), tiny_config(), tmp_path / "b", device="cpu")
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
-        train_gan(
-            tiles(), tiny_config(init=str(tmp_path / "nothing.safetensors")), tmp_path / "c", device="cpu"
-        )
+        train_gan(tiles(), tiny_config(init=str(tmp_path / "nothing.safetensors")), tmp_path / "c", device="cpu")
     for name, value in {
         "batch": 0,
         "ada_target": 2.0,
@@ -230,9 +228,7 @@ def test_export_base_is_half_the_size_and_nearly_the_same(tmp_path: Path, traine
     from_checkpoint = export_base(trained, tmp_path / "again.safetensors")
     same(from_run, from_checkpoint)
     assert from_run.stat().st_size < 0.7 * trained.stat().st_size
-    full, half = (
-        next(GanGenerator.from_checkpoint(p, "cpu").sample([0, 1], [5, 6])) for p in (trained, from_run)
-    )
+    full, half = (next(GanGenerator.from_checkpoint(p, "cpu").sample([0, 1], [5, 6])) for p in (trained, from_run))
     assert (full.float() - half.float()).abs().max() <= 2
     judge = load_discriminator(from_run, "cpu")
     assert judge(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])).shape == (2,)
@@ -240,9 +236,7 @@ def test_export_base_is_half_the_size_and_nearly_the_same(tmp_path: Path, traine
 
 def test_it_learns_the_colour_of_each_class(tmp_path: Path) -> None:
     data = tiles(per_class=8, classes=("A", "B"), size=16)
-    config = tiny_config(
-        size=16, steps=150, batch=4, log_every=50, save_every=150, r1_every=8, ada_target=0.0
-    )
+    config = tiny_config(size=16, steps=150, batch=4, log_every=50, save_every=150, r1_every=8, ada_target=0.0)
     maker = GanGenerator.from_checkpoint(train_gan(data, config, tmp_path / "run", device="cpu"), "cpu")
     labels = [0] * 8 + [1] * 8
     made = torch.cat(list(maker.sample(labels, range(16)))).float().mean(dim=(2, 3))

@@ -62,9 +62,7 @@ class Mapping(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(shape.classes, shape.w_dim))
         widths = [shape.z_dim + shape.w_dim] + [shape.w_dim] * shape.mapping_depth
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=0.01, active=True) for a, b in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(EqualLinear(a, b, lr_multiplier=0.01, active=True) for a, b in pairwise(widths))
         self.z_dim = shape.z_dim
         self.register_buffer("w_mean", torch.zeros(shape.classes, shape.w_dim))
 
@@ -125,11 +123,7 @@ class SynthesisBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Features, and the image so far in float32."""
         if self.const is not None:
-            x = (
-                self.const.to(dtype)
-                .expand(len(w[0]), -1, -1, -1)
-                .contiguous(memory_format=torch.channels_last)
-            )
+            x = self.const.to(dtype).expand(len(w[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         else:
             x = self.conv0(x, w[0], noise[0])
         x = self.conv1(x, w[-2], noise[-1])
@@ -176,9 +170,7 @@ class Generator(nn.Module):
         parts = flat.split([r * r for r in self.noise_shapes()], dim=1)
         return [p.reshape(len(flat), 1, r, r) for p, r in zip(parts, self.noise_shapes(), strict=True)]
 
-    def synthesise(
-        self, w: Tensor, noise: Sequence[Tensor] | None, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def synthesise(self, w: Tensor, noise: Sequence[Tensor] | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """w [N, w_dim] or [N, layers, w_dim] -> float32 [N, 3, size, size], about [-1, 1], not clamped."""
         codes = list(w.unbind(dim=1)) if w.ndim == 3 else [w] * self.layers
         planes: list[Tensor | None] = list(noise) if noise is not None else [None] * (self.layers - 1)

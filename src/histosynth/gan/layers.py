@@ -80,9 +80,7 @@ class EqualConv(nn.Module):
     With `down` the size halves: blur, then stride 2, so that nothing aliases (1912.04958, appendix).
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, active: bool = True, down: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, active: bool = True, down: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if active else None

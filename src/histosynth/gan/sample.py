@@ -66,9 +66,7 @@ class GanGenerator:
             raise SettingError(f"truncation is {truncation}.", "Use a number from 0 to 1.")
         return self._batches(list(labels), list(seeds), batch_size, truncation)
 
-    def _batches(
-        self, labels: list[int], seeds: list[int], batch_size: int, truncation: float
-    ) -> Iterator[Tensor]:
+    def _batches(self, labels: list[int], seeds: list[int], batch_size: int, truncation: float) -> Iterator[Tensor]:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             yield render(self.network, labels[part], seeds[part], truncation)
@@ -99,9 +97,7 @@ class GanGenerator:
 
     def _check(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
         if len(labels) != len(seeds):
-            raise SettingError(
-                f"{len(labels)} labels came with {len(seeds)} seeds.", "Give one seed a label."
-            )
+            raise SettingError(f"{len(labels)} labels came with {len(seeds)} seeds.", "Give one seed a label.")
         wrong = [int(k) for k in labels if not 0 <= int(k) < len(self.classes)]
         if wrong:
             raise SettingError(
@@ -123,9 +119,7 @@ def load_discriminator(path: Path | str, device: str = "auto") -> Discriminator:
 
 
 @torch.no_grad()
-def render(
-    network: Generator, labels: Sequence[int], seeds: Sequence[int], truncation: float = 1.0
-) -> Tensor:
+def render(network: Generator, labels: Sequence[int], seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
     """uint8 [N, 3, size, size] on the CPU; every tile from its own label and seed."""
     return _decode(network, _latents(network, labels, seeds, truncation), seeds)
 
@@ -140,11 +134,7 @@ def write_grid(network: Generator, path: Path, columns: int = 8) -> None:
     labels = [k for k in range(rows) for _ in range(columns)]
     tiles = render(network, labels, seeds)
     size = network.shape.size
-    sheet = (
-        tiles.view(rows, columns, 3, size, size)
-        .permute(0, 3, 1, 4, 2)
-        .reshape(rows * size, columns * size, 3)
-    )
+    sheet = tiles.view(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
     with atomic_path(path) as temporary:
         Image.fromarray(sheet.numpy()).save(temporary, format="PNG")
 

@@ -153,9 +153,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
         ratio = config.r1_every / (config.r1_every + 1)
         adam_d = torch.optim.Adam(learning, lr=config.lr_d * ratio, betas=(0.0, 0.99**ratio), fused=fused)
         ada = AdaController(config.ada_target, config.ada_speed, config.batch)
-        gamma = (
-            config.r1_gamma if config.r1_gamma is not None else default_r1_gamma(config.size, config.batch)
-        )
+        gamma = config.r1_gamma if config.r1_gamma is not None else default_r1_gamma(config.size, config.batch)
         sums, r1 = dict.fromkeys(_LOGGED, 0.0), 0.0
         step, spent, by_clock = 0, 0.0, False
 
@@ -177,9 +175,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
             while step < config.steps and not by_clock:
                 # all that is random in this step follows from (seed, step)
                 draw = torch.Generator(where).manual_seed(derive(config.seed, "gan step", step))
-                batch = batch_at(
-                    data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed
-                )
+                batch = batch_at(data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed)
                 real, labels = to_network(batch.images, where), batch.labels.to(where)
 
                 # generator
@@ -236,9 +232,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
                     state = {name: dict(network.state_dict()) for name, network in networks.items()}
                     state |= {"adam_g": adam_state(adam_g), "adam_d": adam_state(adam_d), "ada": ada.state()}
                     state |= {"sums": sums, "r1": r1, "step": step, "seconds": seconds}
-                    save_state(
-                        run.state_path, state | {"card": _card(config, data, networks, step, by_clock)}
-                    )
+                    save_state(run.state_path, state | {"card": _card(config, data, networks, step, by_clock)})
 
         export(run.state_path, target)
         run.finish(steps=step, stopped_by_clock=by_clock, ada_p=ada.p, checkpoint=str(target))

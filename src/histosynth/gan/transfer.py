@@ -87,9 +87,7 @@ def transfer(
     return Transferred(taken, left, unknown)
 
 
-def _class_rows(
-    name: str, source: Tensor, old_classes: Sequence[str], new_classes: Sequence[str], seed: int
-) -> Tensor:
+def _class_rows(name: str, source: Tensor, old_classes: Sequence[str], new_classes: Sequence[str], seed: int) -> Tensor:
     mean, spread = source.mean(dim=0), source.std(dim=0, unbiased=False).mean()
     rows = []
     for label in new_classes:
