@@ -157,11 +157,11 @@ def test_sentences():
     row = {"metric": "balanced_accuracy", "level": 0.95, "tiles": 412, "patients": 53, "seeds": 3}
     helps = verdict(row | {"mean": 0.041, "low": 0.012, "high": 0.07}, name="GAN")
     assert helps.sentence == (
-        "GAN helps: balanced accuracy +0.041, 95 % interval +0.012 to +0.070 (412 tiles, 53 patients, 3 runs)."
+        "GAN helps: balanced accuracy +4.1 points, 95 % interval +1.2 to +7.0 (412 tiles, 53 patients, 3 runs)."
     )
     unsure = verdict(row | {"mean": 0.01, "low": -0.02, "high": 0.04}, name="GAN")
-    assert unsure.sentence.startswith("No evidence that GAN changes balanced accuracy: +0.010, 95 % inter")
-    assert "+0.0002 to" in verdict(row | {"mean": 0.01, "low": 0.0002, "high": 0.04}, name="GAN").sentence
+    assert unsure.sentence.startswith("No evidence that GAN changes balanced accuracy: +1.0 points, 95 % inter")
+    assert "+0.02 to" in verdict(row | {"mean": 0.01, "low": 0.0002, "high": 0.04}, name="GAN").sentence
 
 
 def test_unusable_input_is_refused():

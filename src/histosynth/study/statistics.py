@@ -176,7 +176,7 @@ def verdict(interval: Mapping[str, Any], *, name: str) -> Verdict:
     if known:
         span = f"{100 * interval['level']:g} % interval {_signed(low)} to {_signed(high)}"
     colon = ":" if word == "no evidence" else ""
-    sentence = f"{claim} {metric}{colon} {_signed(mean)}, {span} ({counts})."
+    sentence = f"{claim} {metric}{colon} {_signed(mean)} points, {span} ({counts})."
     if interval["patients"] < FEW_PATIENTS:
         sentence += " Fewer than five patients: read it as an indication."
     return Verdict(word, sentence)
@@ -264,9 +264,9 @@ def _name(metric: str) -> str:
 
 
 def _signed(value: float) -> str:
-    """Three decimals with a sign; more where they would hide that the value is not 0."""
-    text = f"{value:+.3f}"
-    return f"{value:+.1g}" if value and float(text) == 0 else text
+    """Percentage points with a sign and one decimal; more where it would hide that the value is not 0."""
+    text = f"{100 * value:+.1f}"
+    return f"{100 * value:+.1g}" if value and float(text) == 0 else text
 
 
 def _checked(y: Any, a: Any, b: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
