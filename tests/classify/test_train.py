@@ -106,9 +106,7 @@ def test_probabilities_divide_by_the_temperature(trained):
 
 
 def test_a_class_without_training_tiles_stays_and_is_named():
-    result = train_classifier(
-        _tiles(20, seed=0, labels=(0, 2)), _tiles(24, seed=1), _SHORT, seed=0, device="cpu"
-    )
+    result = train_classifier(_tiles(20, seed=0, labels=(0, 2)), _tiles(24, seed=1), _SHORT, seed=0, device="cpu")
     assert result.classes == _CLASSES and any("stripes" in note for note in result.notes)
 
 
@@ -131,9 +129,7 @@ def test_all_options_run_and_tick():
         steps=2, batch=6, width=0.25, augment="classical", mixup=0.2, sampling="natural", average=0.0
     )
     ticks = []
-    train_classifier(
-        _tiles(12, seed=0), _tiles(24, seed=1), config, seed=0, tick=lambda: ticks.append(1), device="cpu"
-    )
+    train_classifier(_tiles(12, seed=0), _tiles(24, seed=1), config, seed=0, tick=lambda: ticks.append(1), device="cpu")
     assert len(ticks) == 2
 
 

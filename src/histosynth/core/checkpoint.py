@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histosynth.core.errors import CheckpointError
+from histosynth.core.errors import CheckpointError, RunError
 from histosynth.core.files import atomic_path
 
 if TYPE_CHECKING:
@@ -25,12 +25,9 @@ def save_checkpoint(
         tensors: any dtypes; `half` stores the floating ones as float16 (for weights that are shipped).
         card: JSON-ready: kind, name, config, classes, size, steps, licence, parents, trained_on, command.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     ready = {k: _storable(v.half() if half and v.is_floating_point() else v) for k, v in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(ready, str(temporary), metadata={_CARD: json.dumps(card)})
+    _write(path, ready, {_CARD: json.dumps(card)})
     return path
 
 
@@ -70,12 +67,20 @@ def require_kind(card: dict[str, Any], kind: str, path: Path | str) -> None:
 
 def save_state(path: Path | str, tree: Any) -> None:
     """Write resume state (nested dicts, lists, tuples, strings, numbers, None, tensors), atomically."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _flatten(tree, tensors)
+    _write(path, tensors, {_TREE: json.dumps(skeleton)})
+
+
+def _write(path: Path | str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={_TREE: json.dumps(skeleton)})
+        try:
+            save_file(tensors, str(temporary), metadata=metadata)
+        except SafetensorError as error:  # hides the error of the operating system in its text
+            raise RunError(f"Cannot write {path}: {error}.", "Free some space on that disk, or check it.") from error
 
 
 def load_state(path: Path | str) -> Any:

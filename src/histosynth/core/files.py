@@ -68,6 +68,20 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def new_array(path: Path | str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new .npy file as a writable memory map, with its space on the disk reserved.
+
+    Without the reservation a disk that fills up later ends the process with a bus error.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, Path(path).stat().st_size)
+    return array
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, since other readers refuse them."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

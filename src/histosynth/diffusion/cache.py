@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from histosynth.core.errors import DataError
-from histosynth.core.files import atomic_path, read_json, write_json
+from histosynth.core.files import atomic_path, new_array, read_json, write_json
 from histosynth.core.progress import bar
 from histosynth.core.seeds import numpy_rng
 from histosynth.core.types import Encoder
@@ -127,7 +127,7 @@ def _fill(
     fill: Callable[[np.ndarray, slice, Tensor], None],
 ) -> None:
     with atomic_path(path) as temporary, bar(f"diffusion: {what}", total=len(data)) as tick:
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        out = new_array(temporary, shape, dtype)
         for at in range(0, len(data), _CHUNK):
             part = slice(at, min(at + _CHUNK, len(data)))
             fill(out, part, torch.from_numpy(np.array(data.images[part])))

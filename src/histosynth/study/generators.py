@@ -9,7 +9,7 @@ from typing import cast
 import pandas as pd
 
 from histosynth.core.checkpoint import read_card
-from histosynth.core.errors import DataError
+from histosynth.core.errors import CheckpointError, DataError
 from histosynth.core.files import ensure_folder, sha256_file
 from histosynth.core.progress import bar
 from histosynth.core.registry import Registry
@@ -44,7 +44,13 @@ def load(checkpoint: Path | str, device: str = "auto") -> Generator:
     Raises:
         CheckpointError: the file is missing, damaged or not ours.
     """
-    return family(str(read_card(checkpoint).get("kind"))).load(Path(checkpoint), device)
+    kind = str(read_card(checkpoint).get("kind"))
+    if kind not in FAMILIES.names():
+        raise CheckpointError(
+            f"{checkpoint} is a checkpoint of kind {kind!r}, not a generator.",
+            f"Give one of kind {' or '.join(FAMILIES.names())}.",
+        )
+    return family(kind).load(Path(checkpoint), device)
 
 
 @dataclass(frozen=True)

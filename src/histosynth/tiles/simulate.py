@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from histosynth.core.errors import SettingError, did_you_mean
-from histosynth.core.files import atomic_path, ensure_folder
+from histosynth.core.files import atomic_path, ensure_folder, new_array
 from histosynth.core.progress import bar
 from histosynth.core.seeds import derive, numpy_rng
 from histosynth.tiles.batches import TileArray
@@ -145,7 +145,7 @@ def base_tissue(config: BaseTissueConfig, cache: Path, workers: int = 1) -> Tile
 
         starts = range(0, config.tiles, _CHUNK)
         with atomic_path(path) as temporary, bar("Simulate tissue", config.tiles) as tick:
-            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            pixels = new_array(temporary, shape, np.uint8)
             jobs = Parallel(n_jobs=workers, return_as="generator")(
                 delayed(_base_chunk)(config, start) for start in starts
             )

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from histosynth.core.errors import DataError, did_you_mean
-from histosynth.core.files import atomic_path, read_json, write_json
+from histosynth.core.files import atomic_path, new_array, read_json, write_json
 from histosynth.core.progress import bar
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.images import read_rgb, square
@@ -166,7 +166,7 @@ class TileSet:
             except (OSError, ValueError):
                 pass  # a damaged cache is made anew
         with atomic_path(path) as temporary:
-            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            pixels = new_array(temporary, shape, np.uint8)
 
             def decode(position: int) -> None:
                 image, _ = read_rgb(self.folder / self.kept.path[position])
