@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/histosynth demo --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

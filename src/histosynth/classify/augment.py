@@ -38,9 +38,7 @@ def stain_jitter(images: Tensor, generator: torch.Generator, *, strength: float 
     return (256 * torch.exp(-density) - 1).clamp(0, 255)
 
 
-def blur(
-    images: Tensor, generator: torch.Generator, *, probability: float = 0.3, sigma: float = 1.0
-) -> Tensor:
+def blur(images: Tensor, generator: torch.Generator, *, probability: float = 0.3, sigma: float = 1.0) -> Tensor:
     """Blur some tiles by a Gaussian of standard deviation U(0, sigma) pixels.
 
     Args:

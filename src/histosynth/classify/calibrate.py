@@ -165,9 +165,7 @@ def _edges(confidence: np.ndarray, bins: int, scheme: Scheme) -> np.ndarray:
     raise SettingError(f"scheme is {scheme!r}.", "Use width or mass.")
 
 
-def _binned(
-    confidence: np.ndarray, right: np.ndarray, edges: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _binned(confidence: np.ndarray, right: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tiles, summed confidence and summed hits of every bin (lo, hi]; 0 belongs to the first bin."""
     last = len(edges) - 2
     where = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, last)
@@ -190,7 +188,5 @@ def _checked(scores: np.ndarray, y: np.ndarray, name: str = "probs") -> tuple[np
             f"Use integers from 0 to {scores.shape[1] - 1}.",
         )
     if name == "probs" and (scores.min() < 0 or np.abs(scores.sum(axis=1) - 1).max() > 1e-3):
-        raise DataError(
-            "Some rows of probs are negative or do not sum to 1.", "Apply a softmax to the logits first."
-        )
+        raise DataError("Some rows of probs are negative or do not sum to 1.", "Apply a softmax to the logits first.")
     return scores, y

@@ -13,9 +13,7 @@ from histosynth.core.errors import DataError
 
 def confusion_matrix(y: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 [K, K]: row = true class, column = predicted class."""
-    return np.bincount(np.asarray(y) * classes + np.asarray(predicted), minlength=classes**2).reshape(
-        classes, classes
-    )
+    return np.bincount(np.asarray(y) * classes + np.asarray(predicted), minlength=classes**2).reshape(classes, classes)
 
 
 def recalls(confusion: np.ndarray) -> np.ndarray:
@@ -82,9 +80,7 @@ def scores(probs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> dict[str
     """
     probs, y = np.asarray(probs, dtype=np.float64), np.asarray(y)
     if probs.ndim != 2 or probs.shape[1] != len(classes):
-        raise DataError(
-            f"probs have shape {probs.shape} for {len(classes)} classes.", "Give one column a class."
-        )
+        raise DataError(f"probs have shape {probs.shape} for {len(classes)} classes.", "Give one column a class.")
     calibration = {
         "ece": calibrate.ece(probs, y),
         "ece_mass": calibrate.ece(probs, y, scheme="mass"),

@@ -161,9 +161,7 @@ class Classifier:
         tensors, card = load_checkpoint(path)
         require_kind(card, "classifier", path)
         config = card["config"]
-        model, _ = network.build(
-            len(card["classes"]), size=card["size"], width=config["width"], depth=config["depth"]
-        )
+        model, _ = network.build(len(card["classes"]), size=card["size"], width=config["width"], depth=config["depth"])
         model.load_state_dict(tensors)
         model = _placed(model, device).eval()
         return cls(
@@ -274,9 +272,7 @@ def _optimise(
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise RunError(
-                f"The classifier's loss is {value} at step {step + 1}.", f"Lower lr (it is {config.lr:g})."
-            )
+            raise RunError(f"The classifier's loss is {value} at step {step + 1}.", f"Lower lr (it is {config.lr:g}).")
         row = {"step": step + 1, "loss": value}
         if config.val_every and (step + 1) % config.val_every == 0 and len(val):
             row |= _look(result, val)

@@ -16,9 +16,7 @@ class Adapter(nn.Module):
     def __init__(self, dim: int, width: int, tokens: int) -> None:
         super().__init__()
         self.tokens, self.width = tokens, width
-        self.layers = nn.Sequential(
-            nn.Linear(dim, 2 * width), nn.GELU(), nn.Linear(2 * width, tokens * width)
-        )
+        self.layers = nn.Sequential(nn.Linear(dim, 2 * width), nn.GELU(), nn.Linear(2 * width, tokens * width))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -103,9 +101,7 @@ class Conditioner(nn.Module):
 
 
 @torch.no_grad()
-def carry_over(
-    tensors: dict[str, Tensor], old: Sequence[str], new: Sequence[str], seed: int
-) -> dict[str, Tensor]:
+def carry_over(tensors: dict[str, Tensor], old: Sequence[str], new: Sequence[str], seed: int) -> dict[str, Tensor]:
     """A conditioner's weights for another list of classes.
 
     Classes of the same name keep their token and their row of the head; new ones start at the mean of the

@@ -304,8 +304,7 @@ def _start(
         return model, False
     if config.finetune == "lora":
         raise SettingError(
-            f"encoder is {told['name']!r} with finetune=lora, but the start's adapter knows "
-            f"{start.encoder['name']!r}.",
+            f"encoder is {told['name']!r} with finetune=lora, but the start's adapter knows {start.encoder['name']!r}.",
             "Use finetune=adapter_lora, which trains a new adapter, or the start's encoder.",
         )
     # another encoder speaks another language: the adapter starts anew, the class tokens need not
@@ -333,9 +332,7 @@ def _positions(data: TileArray) -> TileArray:
 
 
 def _tiles_at(order: TileArray, step: int, config: DiffusionConfig) -> np.ndarray:
-    batch = batch_at(
-        order, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed, augment=False
-    )
+    batch = batch_at(order, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed, augment=False)
     return np.array([int(i) for i in batch.ids])
 
 

@@ -79,9 +79,7 @@ class AutoencoderConfig:
     """Arithmetic: "auto", "fp32" or "bf16"."""
 
 
-def train_autoencoder(
-    data: TileArray, config: AutoencoderConfig, folder: Path | str, *, device: str = "auto"
-) -> Path:
+def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path | str, *, device: str = "auto") -> Path:
     """Train an autoencoder; go on where an interrupted run stopped.
 
     Args:

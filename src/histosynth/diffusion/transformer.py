@@ -42,9 +42,7 @@ class PooledTime(nn.Module):
         self.inner = inner
         self.project = nn.Linear(width, width)
 
-    def forward(
-        self, timestep: Tensor, pooled: Tensor, batch_size: int, hidden_dtype: torch.dtype
-    ) -> Tensor:
+    def forward(self, timestep: Tensor, pooled: Tensor, batch_size: int, hidden_dtype: torch.dtype) -> Tensor:
         time = self.inner(
             timestep, resolution=None, aspect_ratio=None, batch_size=batch_size, hidden_dtype=hidden_dtype
         )
@@ -58,9 +56,7 @@ def build_transformer(shape: TransformerShape, latent_size: int) -> nn.Module:
         SettingError: the heads do not divide the width.
     """
     if shape.width % shape.heads or (shape.width // shape.heads) % 2:
-        raise SettingError(
-            f"width is {shape.width} with {shape.heads} heads.", "Give a width that 2 * heads divides."
-        )
+        raise SettingError(f"width is {shape.width} with {shape.heads} heads.", "Give a width that 2 * heads divides.")
     model: Any = PixArtTransformer2DModel(  # diffusers loads it lazily, so no type checker knows it
         num_attention_heads=shape.heads,
         attention_head_dim=shape.width // shape.heads,

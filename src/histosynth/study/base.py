@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from cyclopts import Parameter
 
 from histosynth.core.checkpoint import load_checkpoint, save_checkpoint
 from histosynth.core.progress import say
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.simulate import BaseTissueConfig, base_tissue
-
-_COARSE_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -74,28 +71,11 @@ def _asset(config: BaseConfig, name: str) -> Path:
 
 
 def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
-    """Half the resolution first, at a third of the cost a tile, then the whole (Karras et al. 2018, growing)."""
     from histosynth.gan.train import GanConfig, train_gan
     from histosynth.gan.transfer import export_base
 
-    whole = GanConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none")
-    coarse = replace(whole, size=config.size // 2, batch=32)
-    if config.seconds is not None:
-        coarse = replace(coarse, seconds=config.seconds * _COARSE_SHARE)
-        whole = replace(whole, seconds=config.seconds * (1 - _COARSE_SHARE))
-    start = train_gan(_halved(tiles), coarse, folder / "coarse", device=config.device)
-    whole = replace(whole, init=str(start))
-    return export_base(train_gan(tiles, whole, folder / "whole", device=config.device), _asset(config, "gan-base"))
-
-
-def _halved(tiles: TileArray) -> TileArray:
-    """Tiles of half the size, each pixel the mean of four."""
-    n, _, size, _ = tiles.images.shape
-    small = np.empty((n, 3, size // 2, size // 2), np.uint8)
-    for i in range(0, n, 1000):
-        part = tiles.images[i : i + 1000].reshape(-1, 3, size // 2, 2, size // 2, 2)
-        small[i : i + 1000] = part.mean((3, 5)).round()
-    return TileArray(small, tiles.labels, tiles.ids, tiles.classes)
+    settings = GanConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none")
+    return export_base(train_gan(tiles, settings, folder, device=config.device), _asset(config, "gan-base"))
 
 
 def _autoencoder(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
