@@ -146,7 +146,7 @@ class Run:
         if self._columns is None:
             self._columns = columns if new else path.read_text().splitlines()[0].split(",")
         with open(path, "a", newline="") as stream:
-            writer = csv.DictWriter(stream, self._columns, restval="", extrasaction="ignore")
+            writer = csv.DictWriter(stream, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow({"step": step} | {k: f"{v:.6g}" for k, v in scalars.items()})

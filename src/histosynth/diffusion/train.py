@@ -175,6 +175,7 @@ def train_diffusion(
 
         with bar("diffusion", total=clock.length, done=clock.position(step)) as tick:
             while not clock.is_over(step):
+                before = clock.position(step)
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * rate(step, clock.progress(step), config.warmup)
 
@@ -205,7 +206,7 @@ def train_diffusion(
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
                 optimizer.step()
                 averages.update(step)
-                before, step = clock.position(step), step + 1
+                step += 1
 
                 if step % 20 == 0 or step == config.steps:
                     run.log(step, loss=denoising.item(), ce=classes.item(), grad_norm=norm.item(),

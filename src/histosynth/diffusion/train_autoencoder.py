@@ -119,6 +119,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
 
         with bar("autoencoder", total=clock.length, done=clock.position(step)) as tick:
             while not clock.is_over(step):
+                before = clock.position(step)
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr * rate(step, clock.progress(step), config.warmup)
                 batch = batch_at(train, step, batch_size=config.batch, sampling="natural", seed=config.seed)
@@ -144,7 +145,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
                 torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
                 optimizer.step()
                 averages.update(step)
-                before, step = clock.position(step), step + 1
+                step += 1
 
                 if step % 25 == 0 or step == config.steps:
                     run.log(step, l1=absolute.item(), detail=detail.item(), kl=divergence.item())
