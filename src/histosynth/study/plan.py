@@ -14,10 +14,10 @@ import numpy as np
 from histosynth.core.files import read_json, write_json
 from histosynth.core.types import GeneratorFamily
 
-# how the budget is shared: each of the G generators gets an equal part of the first two
-_SHARES = {"train": 0.46, "generate": 0.12, "classifiers": 0.34}
+# how the budget is shared: every generator trains equally long and makes equally many tiles
+_SHARES = {"train": 0.42, "generate": 0.16, "classifiers": 0.34}
 _SLACK = 1.35  # a stage may exceed its share by this much before the clock cuts it
-_CLASSIFIER_STEPS_PER_SECOND = 12.0
+_CLASSIFIER_STEPS_PER_SECOND = 14.0
 _STEPS = (60, 1500)  # a classifier's fewest and most steps
 _TILES = (16, 256)  # synthetic tiles a class, fewest and most
 
@@ -56,8 +56,8 @@ def make_plan(
     budget = minutes * 60
     train = budget * _SHARES["train"] / len(families)
     steps = {f.name: max(20, _round(train * f.steps_per_second / cost)) for f in families}
-    slowest = min(f.tiles_per_second for f in families) / cost
-    tiles = budget * _SHARES["generate"] / len(families) * slowest / max(classes, 1)
+    seconds_a_tile = sum(cost / f.tiles_per_second for f in families)
+    tiles = budget * _SHARES["generate"] / seconds_a_tile / max(classes, 1)
     cells = seeds * (2 + 2 * len(families))
     classifier = budget * _SHARES["classifiers"] / cells * _CLASSIFIER_STEPS_PER_SECOND / cost
     return Plan(
