@@ -78,8 +78,8 @@ def generator_warnings(
             warnings.append(f"{one['title']} failed and is left out: {one['error']}")
         elif one["stopped_by_clock"]:
             warnings.append(
-                f"{one['title']} was stopped by the clock at step {one['steps']} of {one['planned_steps']}: "
-                f"repeat with --generator-steps.{name} {one['steps']} to get these figures again."
+                f"{one['title']} was stopped by the clock at step {one['steps']} of {one['planned_steps']}, so another "
+                f"run may give other figures; with --generator-steps.{name} {one['steps']} they can be repeated."
             )
     if from_base:
         text = "The generators start from weights trained on simulated tissue (shipped with histosynth)."

@@ -81,7 +81,7 @@ def compare(tiles: Path, *, config: Annotated[CompareConfig, Parameter(name="*")
         tiles: a folder of class folders, a folder with a CSV (path, label, patient), a CSV, or a tile set.
     """
     out = config.out or Path("runs") / f"compare-{tiles.resolve().stem}-{config.seed}"
-    command = _command("compare", str(tiles), config, out)
+    command = spell("compare", str(tiles), config, out)
     return run_comparison(tiles, out, config, verb="compare", command=command)
 
 
@@ -245,9 +245,10 @@ def _synthetic_array(out: Path, name: str, config: CompareConfig, tileset: TileS
     return fidelity.align(TileSet.open(out / "synthetic" / name).array(size=config.size), tileset.classes)
 
 
-def _command(verb: str, tiles: str, config: CompareConfig, out: Path) -> str:
+def spell(verb: str, tiles: str, config: Any, out: Path) -> str:
+    """The command line that repeats a run: every setting that is not its default."""
     words = ["histosynth", verb, *([tiles] if tiles else []), "--out", str(out)]
-    default = CompareConfig()
+    default = type(config)()
     for name, value in vars(config).items():
         if name == "out" or value == getattr(default, name):
             continue

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from histosynth.core.files import ensure_folder
-from histosynth.study.compare import CompareConfig, run_comparison
+from histosynth.study.compare import CompareConfig, run_comparison, spell
 from histosynth.tiles.simulate import PhantomConfig, simulate
 from histosynth.tiles.tileset import TileSet
 
@@ -29,6 +28,8 @@ class DemoConfig:
     """Seed of the hospital, the trainings and the tiles."""
     size: int = 64
     """Edge length of the tiles in pixels."""
+    generator_steps: dict[str, int] = field(default_factory=dict)
+    """Training steps of a generator, such as --generator-steps.gan 150, instead of what the minutes allow."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -43,9 +44,12 @@ def demo(*, config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -
     wanted = PhantomConfig(per_class=80, rare=RARE, patients=30, size=config.size, val=0.2, test=0.4, seed=config.seed)
     if not TileSet.is_tileset(tiles):
         simulate(tiles, wanted)
-    settings = CompareConfig(minutes=config.minutes, seed=config.seed, size=config.size, device=config.device)
-    command = shlex.join(
-        ["histosynth", "demo", "--out", str(config.out), "--seed", str(config.seed)]
-        + (["--minutes", str(config.minutes)] if config.minutes != DemoConfig.minutes else [])
+    settings = CompareConfig(
+        minutes=config.minutes,
+        seed=config.seed,
+        size=config.size,
+        generator_steps=config.generator_steps,
+        device=config.device,
     )
+    command = spell("demo", "", config, config.out)
     return run_comparison(tiles, config.out, settings, verb="demo", command=command)
