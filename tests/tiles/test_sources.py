@@ -170,6 +170,18 @@ def test_missing_files_are_set_aside_and_nothing_at_all_is_refused(folders, tmp_
         import_tiles(folders, folders / "tiles.csv" / "out")
 
 
+def test_a_used_folder_is_not_overwritten(folders, tmp_path):
+    import_tiles(folders, tmp_path / "out")
+    with pytest.raises(RunError, match="already holds a tile set"):
+        import_tiles(folders, tmp_path / "out")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(RunError, match="other files .chapter1.tex"):
+        import_tiles(folders, tmp_path / "thesis")
+    (tmp_path / "out" / "tileset.json").unlink()
+    assert len(import_tiles(folders, tmp_path / "out").kept) == 24, "a half-finished import is taken up again"
+
+
 def test_files_of_one_name_keep_their_own_tiles(folders, tmp_path):
     tileset = import_tiles(folders, tmp_path / "out")
     assert tileset.table.id.is_unique and tileset.table.path.is_unique

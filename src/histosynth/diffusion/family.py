@@ -33,6 +33,7 @@ def train(
         init=init,
         autoencoder="train" if init == "none" else "base",
         autoencoder_steps=steps,
+        save_every=50,
     )
     return train_diffusion(data, config, folder, device=device)
 

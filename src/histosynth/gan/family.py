@@ -22,7 +22,7 @@ def train(
     device: str,
 ) -> Path:
     """Train with the default settings; see `GeneratorFamily.train`."""
-    config = GanConfig(size=size, steps=steps, seconds=seconds, seed=seed, init=init)
+    config = GanConfig(size=size, steps=steps, seconds=seconds, seed=seed, init=init, save_every=50)
     return train_gan(data, config, folder, device=device)
 
 

@@ -157,7 +157,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
         sums, r1 = dict.fromkeys(_LOGGED, 0.0), 0.0
         step, spent, by_clock = 0, 0.0, False
 
-        # go on where an earlier session stopped
+        # go on where an earlier call stopped
         networks = {"generator": generator, "average": average, "discriminator": discriminator}
         if resuming:
             state = load_state(run.state_path)

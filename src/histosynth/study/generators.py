@@ -9,14 +9,14 @@ from typing import cast
 import pandas as pd
 
 from histosynth.core.checkpoint import read_card
-from histosynth.core.errors import CheckpointError, DataError
-from histosynth.core.files import ensure_folder, sha256_file
+from histosynth.core.errors import CheckpointError, DataError, RunError
+from histosynth.core.files import read_json, sha256_file, write_json
 from histosynth.core.progress import bar
 from histosynth.core.registry import Registry
 from histosynth.core.seeds import derive
 from histosynth.core.types import Generator, GeneratorFamily
 from histosynth.tiles.images import write_png
-from histosynth.tiles.tileset import TileSet, safe_name
+from histosynth.tiles.tileset import TileSet, claim, safe_name
 
 FAMILIES = Registry(
     "generator",
@@ -78,6 +78,7 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
     Raises:
         DataError: a class that the generator does not know, or fewer than one tile a class.
         CheckpointError: the checkpoint cannot be used.
+        RunError: `out` holds other files, or tiles of another checkpoint or seed.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     generator = load(checkpoint, config.device)
@@ -90,7 +91,7 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
         )
     if config.per_class < 1:
         raise DataError(f"per-class is {config.per_class}.", "Ask for at least one tile a class.")
-    ensure_folder(out)
+    _same_making(out, {"checkpoint": sha256_file(checkpoint), "seed": config.seed})
     table = _plan(generator, chosen, checkpoint, config)
     todo = table[[not (out / p).exists() for p in table.path]]
     index = {label: i for i, label in enumerate(generator.classes)}
@@ -114,6 +115,18 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
         parents=[table.checkpoint.iloc[0]],
         licence=generator.card.get("licence", ""),
     )
+
+
+def _same_making(out: Path, making: dict[str, str | int]) -> None:
+    """Refuse to fill up a folder with tiles that are not of one making."""
+    path = out / "making.json"
+    if not path.exists():
+        claim(out)
+        write_json(path, making)
+    elif read_json(path) != making:
+        raise RunError(
+            f"The folder {out} holds tiles of another checkpoint or seed.", "Choose a new folder, or delete that one."
+        )
 
 
 def _plan(generator: Generator, classes: tuple[str, ...], checkpoint: Path, config: GenerateConfig) -> pd.DataFrame:

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from histosynth.core.errors import SettingError, did_you_mean
-from histosynth.core.files import atomic_path, ensure_folder, new_array
+from histosynth.core.files import atomic_path, new_array
 from histosynth.core.progress import bar
 from histosynth.core.seeds import derive, numpy_rng
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.images import write_png
 from histosynth.tiles.phantom import CLASSES, Patient, make_hospital, make_patient, render
-from histosynth.tiles.tileset import SPLITS, TileSet
+from histosynth.tiles.tileset import SPLITS, TileSet, claim
 
 _CHUNK = 256
 
@@ -50,14 +50,14 @@ def simulate(out: Path | str, config: PhantomConfig = PhantomConfig()) -> TileSe
 
     Raises:
         SettingError: an unknown class in `rare`, or fewer than three patients.
-        RunError: `out` cannot be written.
+        RunError: `out` cannot be written, or holds a tile set or other files.
     """
     for label in config.rare:
         if label not in CLASSES:
             raise SettingError(f"rare names the class {label!r}.", did_you_mean(label, CLASSES))
     if config.patients < len(SPLITS):
         raise SettingError(f"patients is {config.patients}.", "At least three are needed, one a split.")
-    out = ensure_folder(out)
+    out = claim(out)
     shares = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
     hospital = make_hospital(config.seed, shift=config.shift)
     patients = [make_patient(derive(config.seed, "patient", i), hospital) for i in range(config.patients)]

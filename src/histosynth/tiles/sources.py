@@ -15,11 +15,11 @@ import pandas as pd
 from PIL import Image
 
 from histosynth.core.errors import DataError, HistosynthError, did_you_mean
-from histosynth.core.files import atomic_path, ensure_folder
+from histosynth.core.files import atomic_path
 from histosynth.core.progress import bar, say
 from histosynth.tiles.images import EXTENSIONS, read_rgb, write_png
 from histosynth.tiles.split import SplitConfig, check_no_straddling, near_duplicate_groups, split_by_group
-from histosynth.tiles.tileset import SPLITS, TileSet, safe_name
+from histosynth.tiles.tileset import SPLITS, TileSet, claim, safe_name
 
 _READERS = 4
 _MIN_EDGE = 16
@@ -46,11 +46,11 @@ def import_tiles(source: Path | str, out: Path | str, config: ImportConfig = Imp
 
     Raises:
         DataError: no tiles, a CSV without the needed columns, a patient in two splits, too few patients.
-        RunError: `out` cannot be written.
+        RunError: `out` cannot be written, or holds a tile set or other files.
     """
     source, out = Path(source), Path(out)
     listing = list_tiles(source)
-    ensure_folder(out)
+    claim(out)
     table = _copy_all(source, listing, out)
     _set_copies_aside(table)
     kept = table[table.kept]

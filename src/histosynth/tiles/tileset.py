@@ -22,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from histosynth.core.errors import DataError, did_you_mean
-from histosynth.core.files import atomic_path, new_array, read_json, write_json
+from histosynth.core.errors import DataError, RunError, did_you_mean
+from histosynth.core.files import atomic_path, ensure_folder, new_array, read_json, write_json
 from histosynth.core.progress import bar
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.images import read_rgb, square
@@ -35,6 +35,7 @@ COLUMNS = {
     "generator": "", "checkpoint": "", "seed": -1, "reference": "",
 }  # fmt: skip
 _DECODERS = 4
+_PARTS = {"images", "tiles.parquet", "cache", "making.json"}  # of a tile set that is not finished
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,21 @@ class TileSet:
                     tick()
             pixels.flush()
         return np.load(path, mmap_mode="r")
+
+
+def claim(folder: Path | str) -> Path:
+    """Make a folder for a new tile set; one that an interrupted call left half-filled is taken up again.
+
+    Raises:
+        RunError: the folder holds a tile set or other files, or cannot be written.
+    """
+    folder = Path(folder)
+    remedy = "Choose a new or empty folder."
+    if TileSet.is_tileset(folder):
+        raise RunError(f"The folder {folder} already holds a tile set.", remedy)
+    if folder.is_dir() and (other := sorted(p.name for p in folder.iterdir() if p.name not in _PARTS)):
+        raise RunError(f"The folder {folder} holds other files ({', '.join(other[:3])}).", remedy)
+    return ensure_folder(folder)
 
 
 def complete(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,10 +10,17 @@ def encoders() -> None:
     """List the encoders with dimension, input size and licence."""
     from histosynth.encoders import cards
 
-    print_table(
-        ["name", "dim", "input", "licence", "gated"],
-        [[c.name, str(c.dim), f"{c.input_size} px", c.licence, "yes" if c.gated else "no"] for c in cards()],
-    )
+    rows = [
+        [
+            card.name,
+            str(card.dim),
+            f"{card.input_size} px" if card.input_size else "any",
+            card.licence,
+            "yes" if card.gated else "no",
+        ]
+        for card in cards()
+    ]
+    print_table(["name", "dim", "input", "licence", "gated"], rows)
 
 
 def generators() -> None:
