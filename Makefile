@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo app test test-slow lint clean
 
 setup: $(READY)
 
@@ -13,11 +13,14 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and by its exact version: a range would let other packages pull another build of it
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,app]'
 	touch $(READY)
 
 demo: $(READY)
 	$(BIN)/histosynth demo --out runs/demo
+
+app: $(READY)
+	$(BIN)/histosynth app
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

@@ -41,6 +41,7 @@ VERBS = {
         "histosynth.study.verbs.generate:evaluate",
         "Fidelity, diversity and copies of synthetic tiles.",
     ),
+    "app": ("histosynth.app.launch:app", "Look at reports and tile sets in the browser."),
     "encoders": ("histosynth.study.verbs.lists:encoders", "List the encoders."),
     "generators": ("histosynth.study.verbs.lists:generators", "List the generator families."),
 }

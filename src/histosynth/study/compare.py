@@ -11,7 +11,6 @@ from __future__ import annotations
 import resource
 import shlex
 import sys
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,7 +94,6 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
         if finished:
             say(f"This run is finished. Its report: {page}")
             return page
-        started = time.monotonic()
         clock = Clock(out / "costs.json")
         tileset = _tiles(tiles, out, config, clock)
         splits = {s: tileset.array(s, size=config.size, cache=out / "cache") for s in SPLITS}
@@ -126,7 +124,6 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
             )
         with clock("Statistics"):
             result = utility.assess(chosen, splits["test"], seeds, out / "cells", config.seed)
-        clock.add("Total", time.monotonic() - started)
         found = utility.verdicts(chosen, result["differences"])
         report = {
             "title": f"Do synthetic tiles help? {tileset.meta.get('source', tiles.name)}",

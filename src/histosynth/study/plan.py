@@ -90,12 +90,12 @@ class Clock:
     def report(self, described: dict[str, Any], device: str) -> dict[str, Any]:
         """The section "costs" of the report."""
         generators = {n: d.pop("cost") for n, d in described.items() if "cost" in d}
-        stages = [{"name": n, "seconds": s} for n, s in self.seconds.items() if n != "Total"]
+        stages = [{"name": n, "seconds": s} for n, s in self.seconds.items()]
         return {
             "stages": stages,
             "generators": generators,
             "device": device,
-            "total_seconds": self.seconds.get("Total", 0.0),
+            "total_seconds": round(sum(self.seconds.values()), 2),
         }
 
 
