@@ -262,3 +262,10 @@ def test_weights_that_are_not_finite_never_replace_a_good_state(
         train_gan(tiles(), tiny_config(), tmp_path / "run", device="cpu")
     state = load_state(tmp_path / "run" / "state" / "state.safetensors")
     assert state["step"] == 3 and all(torch.isfinite(v).all() for v in state["average"].values())
+
+
+def test_a_folder_of_other_tiles_or_settings_is_refused(trained: Path) -> None:
+    folder = trained.parents[1]
+    assert train_gan(tiles(), tiny_config(), folder, device="cpu") == trained
+    with pytest.raises(RunError, match="data: "):
+        train_gan(tiles(per_class=2), tiny_config(), folder, device="cpu")

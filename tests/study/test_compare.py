@@ -125,6 +125,10 @@ def test_what_cannot_be_compared_is_refused(source, tmp_path):
         compare(source, config=CompareConfig(out=tmp_path / "a", generators=("gann",)))
     with pytest.raises(SettingError, match="size is 50"):
         compare(source, config=CompareConfig(out=tmp_path / "b", size=50))
+    for wrong in ({"encoder": "colur"}, {"synthetic_per_class": 0}, {"generator_steps": {"gann": 5}}, {"val": 1.0}):
+        with pytest.raises(SettingError, match=next(iter(wrong)).split("_")[0]):
+            compare(source, config=CompareConfig(out=tmp_path / "d", **(TOY | wrong)))
+    assert not (tmp_path / "d").exists(), "a wrong setting must not claim the folder"
     table = pd.read_csv(source / "tiles.csv")
     table[table.label == "normal"].assign(path=[str(source / p) for p in table.path[table.label == "normal"]]).to_csv(
         tmp_path / "one.csv", index=False
@@ -140,6 +144,17 @@ def test_what_cannot_be_compared_is_refused(source, tmp_path):
 def test_other_settings_in_a_used_folder_are_refused(finished, source):
     with pytest.raises(RunError, match="seed: 0 then, 1 now"):
         compare(source, config=CompareConfig(out=finished[0], **(TOY | {"seed": 1})))
+
+
+def test_a_run_never_mixes_two_sets_of_tiles(finished, source, tmp_path):
+    import shutil
+
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    (out / "report.html").unlink()
+    digest = out / "data.json"
+    digest.write_text('{"digest": "another"}')
+    with pytest.raises(RunError, match="not those that the run"):
+        compare(source, config=CompareConfig(out=out, **TOY))
 
 
 def test_minutes_become_steps_by_fixed_rates():

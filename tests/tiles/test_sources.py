@@ -187,6 +187,38 @@ def test_files_of_one_name_keep_their_own_tiles(folders, tmp_path):
     assert tileset.table.id.is_unique and tileset.table.path.is_unique
 
 
+def test_a_repeated_import_never_keeps_old_pixels(folders, tmp_path):
+    write_csv(folders, patient="everyone")
+    with pytest.raises(DataError, match="At least three"):
+        import_tiles(folders, tmp_path / "out")
+    Image.fromarray(texture(999)).save(folders / "A" / "0.png")
+    tileset = import_tiles(write_csv(folders), tmp_path / "out")
+    row = tileset.kept[tileset.kept.source == "A/0.png"].iloc[0]
+    assert np.array_equal(read_rgb(tileset.folder / row.path)[0], texture(999))
+
+
+def test_no_usable_file_and_folders_of_splits_are_named(folders, tmp_path):
+    write_csv(folders, path="elsewhere/x.png")
+    with pytest.raises(DataError, match="None of the 24 files"):
+        import_tiles(folders, tmp_path / "out")
+    for old, new in (("A", "train"), ("B", "Test"), ("C c", "val")):
+        (folders / old).rename(folders / new)
+    (folders / "tiles.csv").unlink()
+    with pytest.raises(DataError, match="like splits and not like classes"):
+        import_tiles(folders, tmp_path / "out2")
+
+
+def test_a_given_split_without_patients_is_kept(folders, tmp_path):
+    write_csv(folders, columns=("path", "label"))
+    frame = pd.read_csv(folders / "tiles.csv", dtype=str)
+    frame["split"] = [("train", "train", "val", "test")[i % 4] for i in range(len(frame))]
+    frame.to_csv(folders / "tiles.csv", index=False)
+    slightly = np.clip(texture(0).astype(int) + 1, 0, 255).astype(np.uint8)
+    Image.fromarray(slightly).save(folders / "A" / "3.png")  # looks like a training tile, and is in the test
+    tileset = import_tiles(folders, tmp_path / "out")
+    assert tileset.kept.sort_values("source").split.tolist() == frame.sort_values("path").split.tolist()
+
+
 def test_safe_names_do_not_collide():
     names = [safe_name(t) for t in ("a b", "a_b", "a/b", "a:b", "../x", "ü", "", "x" * 200)]
     assert len(set(names)) == len(names)
@@ -207,6 +239,8 @@ def test_split_is_stratified_and_gives_rare_classes_to_every_side():
     shares = table.loc["common"] / table.loc["common"].sum()
     assert shares["train"] == pytest.approx(0.6, abs=0.06) and shares["test"] == pytest.approx(0.25, abs=0.06)
     assert all(len(set(sides[np.array(groups) == g])) == 1 for g in set(groups))
+    few = split_by_group(["a", "b", "c", "d"], ["w", "x", "y", "z"], SplitConfig())
+    assert set(few) == {"train", "val", "test"}, "no side stays empty"
     with pytest.raises(DataError, match="At least three"):
         split_by_group(["a", "b"], ["x", "y"], SplitConfig())
     with pytest.raises(SettingError, match="val=0.6"):

@@ -1,6 +1,6 @@
 """Run folders: every setting, what it was run with, how it went, and what is needed to go on.
 
-config.yaml     every setting, resolved; rerunning from it repeats the run
+config.yaml     every setting, resolved
 manifest.json   verb, version, packages, device, seed, parents, status, times, error
 metrics.csv     a row a logged step          tensorboard/   the same, as events
 checkpoints/    safetensors                  state/         what is needed to resume

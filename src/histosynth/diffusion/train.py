@@ -141,9 +141,9 @@ def train_diffusion(
     """
     _check(data, config)
     where = pick_device(device)
-    clock = Clock(config.steps, config.seconds, config.schedule)
     parents = [config.init] if config.init != "none" else []
-    with Run.open(folder, "train diffusion", config, parents=parents) as run:
+    settings = plain(config) | {"data": data.digest()}
+    with Run.open(folder, "train diffusion", settings, parents=parents) as run:
         path = run.checkpoint_path("diffusion")
         if run.resumed and path.exists():
             return path
@@ -152,6 +152,7 @@ def train_diffusion(
         encoder = encoder or _load_encoder(config.encoder, device)
         torch.manual_seed(derive(config.seed, "diffusion", "weights"))
         model, fresh = _start(data, config, encoder, run.folder, device)
+        clock = Clock(config.steps, config.seconds, config.schedule)
         model.to(where)
         cache = open_cache(
             run.folder / "cache", data, model.autoencoder, encoder,
@@ -171,7 +172,7 @@ def train_diffusion(
         step = 0
         if run.resumed and run.state_path.exists():
             step = unpack(load_state(run.state_path), clock, parameters, averages, optimizer)
-            run.truncate_log(step)
+        run.truncate_log(step)
 
         with bar("diffusion", total=clock.length, done=clock.position(step)) as tick:
             while not clock.is_over(step):

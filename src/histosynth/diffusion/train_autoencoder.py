@@ -115,7 +115,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
         step = 0
         if run.resumed and run.state_path.exists():
             step = unpack(load_state(run.state_path), clock, parameters, averages, optimizer)
-            run.truncate_log(step)
+        run.truncate_log(step)
 
         with bar("autoencoder", total=clock.length, done=clock.position(step)) as tick:
             while not clock.is_over(step):

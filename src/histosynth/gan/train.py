@@ -129,7 +129,8 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
         RunError: the folder holds another run, or a loss is not finite.
     """
     _check(data, config)
-    with Run.open(folder, "train gan", config, parents=_parents(config)) as run:
+    settings = plain(config) | {"data": data.digest()}
+    with Run.open(folder, "train gan", settings, parents=_parents(config)) as run:
         target = run.checkpoint_path(CHECKPOINT)
         if target.is_file():
             return target
@@ -168,7 +169,7 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
             ada.restore(state["ada"])
             sums, r1, step, spent = state["sums"], state["r1"], state["step"], state["seconds"]
             by_clock = state["card"]["stopped_by_clock"]
-            run.truncate_log(step)
+        run.truncate_log(step)
 
         started = time.monotonic()
         with bar("Training the GAN", total=config.steps, done=step) as tick:

@@ -79,7 +79,7 @@ def generator_warnings(
         elif one["stopped_by_clock"]:
             warnings.append(
                 f"{one['title']} was stopped by the clock at step {one['steps']} of {one['planned_steps']}, so another "
-                f"run may give other figures; with --generator-steps.{name} {one['steps']} they can be repeated."
+                f"run may give other figures; a run with --generator-steps.{name} {one['steps']} can be repeated."
             )
     if from_base:
         text = "The generators start from weights trained on simulated tissue (shipped with histosynth)."
@@ -90,7 +90,10 @@ def generator_warnings(
             )
         warnings.append(text)
     if "no patients were given" in tileset.meta.get("split_protocol", ""):
-        warnings.append("No patients were given: tiles of one patient may be on both sides of the split.")
+        warnings.append(
+            "No patients were given: tiles of one patient may be on both sides of the split, and what this report "
+            "counts as patients are groups of tiles that look alike. Scores may be too good, intervals too narrow."
+        )
     small = int((tileset.kept[["width", "height"]].min(axis=1) < size).sum())
     if small:
         warnings.append(f"{small} tiles are smaller than {size} px and were enlarged.")

@@ -22,12 +22,13 @@ import histosynth
 from histosynth.classify.train import ClassifierConfig
 from histosynth.core.checkpoint import read_card
 from histosynth.core.device import describe_device, pick_device
-from histosynth.core.errors import DataError, HistosynthError, SettingError, did_you_mean
+from histosynth.core.errors import DataError, HistosynthError, RunError, SettingError, did_you_mean
 from histosynth.core.files import read_json, sha256_file, write_json
 from histosynth.core.progress import say
 from histosynth.core.run import Run, is_finished
 from histosynth.core.seeds import derive
 from histosynth.core.types import GeneratorFamily
+from histosynth.encoders import REGISTRY as ENCODERS
 from histosynth.study import fidelity, utility
 from histosynth.study.account import check_usable, describe_data, generator_warnings, protocol, samples
 from histosynth.study.generators import FAMILIES, GenerateConfig, family, make_tiles
@@ -35,7 +36,7 @@ from histosynth.study.plan import Clock, Plan, make_plan
 from histosynth.study.report import Pictures, write_report
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.sources import ImportConfig, import_tiles
-from histosynth.tiles.split import SplitConfig, check_no_straddling
+from histosynth.tiles.split import SplitConfig, check_no_straddling, check_shares
 from histosynth.tiles.tileset import SPLITS, TileSet, set_aside
 
 
@@ -73,7 +74,7 @@ class CompareConfig:
     """auto, cpu, cuda, cuda:N or mps."""
 
 
-def compare(tiles: Path, *, config: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()) -> Path | None:
+def compare(tiles: Path, *, config: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()) -> Path:
     """Compare the generators on your tiles and write report.html and report.json.
 
     Args:
@@ -84,12 +85,12 @@ def compare(tiles: Path, *, config: Annotated[CompareConfig, Parameter(name="*")
     return run_comparison(tiles, out, config, verb="compare", command=command)
 
 
-def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, command: str) -> Path | None:
-    """What `compare` and `demo` do; returns the report's path (None when interrupted)."""
+def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, command: str) -> Path:
+    """What `compare` and `demo` do; returns the report's path."""
     families = _checked(config)
     page = out / "report.html"
     settings = {"tiles": str(tiles), **{k: v for k, v in vars(config).items() if k != "out"}}
-    finished = is_finished(out) and page.exists()
+    finished = is_finished(out) and page.exists() and not _failures(out)
     with Run.open(out, verb, settings) as run:
         if finished:
             say(f"This run is finished. Its report: {page}")
@@ -114,13 +115,21 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
             if "error" not in described[one.name]:
                 made[one.name] = _synthetic_array(out, one.name, config, tileset)
         with clock("Fidelity"):
-            judged, shown = fidelity.judge_all(splits, made, config.encoder, out, config.seed)
+            judged, shown = fidelity.judge_all(splits, made, config.encoder, out, config.seed, config.device)
         chosen = utility.arms({n: family(n).title for n in made})
         classifier = ClassifierConfig(steps=plan.classifier_steps)
         seeds = [derive(config.seed, "classifier", k) % 100_000 for k in range(config.classifier_seeds)]
         with clock("Classifiers"):
             utility.run_cells(
-                chosen, splits["train"], splits["val"], splits["test"], made, classifier, seeds, out / "cells"
+                chosen,
+                splits["train"],
+                splits["val"],
+                splits["test"],
+                made,
+                classifier,
+                seeds,
+                out / "cells",
+                config.device,
             )
         with clock("Statistics"):
             result = utility.assess(chosen, splits["test"], seeds, out / "cells", config.seed)
@@ -152,18 +161,35 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
 
 def _checked(config: CompareConfig) -> list[GeneratorFamily]:
     known = FAMILIES.names()
-    for name in config.generators:
-        if name not in known:
-            raise SettingError(f"generators names {name!r}.", did_you_mean(name, known))
+    for setting, given in (("generators", config.generators), ("generator-steps", config.generator_steps)):
+        for name in given:
+            if name not in known:
+                raise SettingError(f"{setting} names {name!r}.", did_you_mean(name, known))
+    if config.encoder not in ENCODERS.names():
+        raise SettingError(f"encoder is {config.encoder!r}.", did_you_mean(config.encoder, ENCODERS.names()))
+    check_shares(SplitConfig(val=config.val, test=config.test))
     if not config.generators:
         raise SettingError("generators is empty.", f"Name at least one of {', '.join(known)}.")
     if config.size < 32 or config.size & (config.size - 1):
         raise SettingError(f"size is {config.size}.", "Use a power of two from 32, such as 64.")
     if config.minutes <= 0:
         raise SettingError(f"minutes is {config.minutes}.", "Give a positive number of minutes.")
-    if config.classifier_seeds < 1:
-        raise SettingError(f"classifier-seeds is {config.classifier_seeds}.", "Use at least 1; 3 is usual.")
+    counts = {
+        "classifier-seeds": config.classifier_seeds,
+        "classifier-steps": config.classifier_steps,
+        "synthetic-per-class": config.synthetic_per_class,
+        **{f"generator-steps.{k}": v for k, v in config.generator_steps.items()},
+    }
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise SettingError(f"{name} is {value}.", "Use at least 1, or leave it out.")
     return [family(name) for name in dict.fromkeys(config.generators)]
+
+
+def _failures(out: Path) -> list[str]:
+    """Generators that a finished run had to leave out: repeating the command tries them again."""
+    generators = read_json(out / "report.json")["generators"]
+    return [name for name, described in generators.items() if "error" in described]
 
 
 def _tiles(tiles: Path, out: Path, config: CompareConfig, clock: Clock) -> TileSet:
@@ -176,6 +202,13 @@ def _tiles(tiles: Path, out: Path, config: CompareConfig, clock: Clock) -> TileS
             split = SplitConfig(val=config.val, test=config.test, seed=config.seed)
             tileset = import_tiles(tiles, out / "tiles", ImportConfig(split=split))
     check_no_straddling(tileset.table)
+    record = out / "data.json"
+    if record.exists() and read_json(record)["digest"] != tileset.digest:
+        raise RunError(
+            f"The tiles in {tiles} are not those that the run in {out} began with.",
+            "Choose another folder (--out), or bring the tiles back.",
+        )
+    write_json(record, {"digest": tileset.digest})
     aside = set_aside(tileset.table)
     if aside:
         say("Set aside: " + ", ".join(f"{n} {reason}" for reason, n in aside.items()))
@@ -214,6 +247,8 @@ def _make(
     except (SettingError, DataError):
         raise
     except HistosynthError as error:
+        if isinstance(error.__cause__, OSError):  # the disk, not the generator: nothing else would work either
+            raise
         say(f"{one.title} failed and is left out: {error}")
         return {"title": one.title, "error": str(error)}
     card = read_card(checkpoint)

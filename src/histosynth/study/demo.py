@@ -34,13 +34,13 @@ class DemoConfig:
     """auto, cpu, cuda, cuda:N or mps."""
 
 
-def demo(*, config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> Path | None:
+def demo(*, config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> Path:
     """Compare a GAN and a diffusion model on simulated tissue and write the report.
 
     Six classes are common and three are rare (six training tiles each). The patients of the test are
     others than those of the training, and the hospital's staining is not one that the shipped weights saw.
     """
-    tiles = ensure_folder(config.out.with_name(f"{config.out.name}-tiles"))
+    tiles = ensure_folder(config.out.with_name(f"{config.out.name}-tiles-{config.seed}-{config.size}"))
     wanted = PhantomConfig(per_class=80, rare=RARE, patients=30, size=config.size, val=0.2, test=0.4, seed=config.seed)
     if not TileSet.is_tileset(tiles):
         simulate(tiles, wanted)

@@ -30,13 +30,14 @@ def judge_all(
     encoder_name: str,
     out: Path,
     seed: int,
+    device: str = "auto",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Judge each synthetic set against the test tiles, the training tiles giving the floor.
 
     Returns:
         The section "fidelity" of the report, and the keyword arguments of `report.Pictures` that show it.
     """
-    encoder = encoders.load(encoder_name)
+    encoder = encoders.load(encoder_name, device)
     found = {n: _encode(encoder, a, out) for n, a in {**splits, **synthetic}.items() if n != "val"}
     train, test = splits["train"], splits["test"]
     judged, neighbours = {}, {}
@@ -73,6 +74,7 @@ class Settings(Protocol):
     size: int
     encoder: str
     seed: int
+    device: str
 
 
 def evaluate_sets(real: TileSet, synthetic: TileSet, config: Settings) -> Path:
@@ -93,7 +95,7 @@ def evaluate_sets(real: TileSet, synthetic: TileSet, config: Settings) -> Path:
             raise DataError(f"{real.folder} has no {name} tiles.", "Import it again with a split.")
     made = align(synthetic.array(size=config.size), real.classes)
     name = str(synthetic.meta.get("generator") or "synthetic")
-    section, _ = judge_all(splits, {name: made}, config.encoder, config.out, config.seed)
+    section, _ = judge_all(splits, {name: made}, config.encoder, config.out, config.seed, config.device)
     path = config.out / "fidelity.json"
     write_json(path, section)
     return path

@@ -62,8 +62,12 @@ def make_plan(
     classifier = budget * _SHARES["classifiers"] / cells * _CLASSIFIER_STEPS_PER_SECOND / cost
     return Plan(
         generator_steps=steps | dict(generator_steps),
-        synthetic_per_class=synthetic_per_class or int(np.clip(_round(tiles), *_TILES)),
-        classifier_steps=classifier_steps or int(np.clip(_round(classifier), *_STEPS)),
+        synthetic_per_class=synthetic_per_class
+        if synthetic_per_class is not None
+        else int(np.clip(_round(tiles), *_TILES)),
+        classifier_steps=classifier_steps
+        if classifier_steps is not None
+        else int(np.clip(_round(classifier), *_STEPS)),
         train_seconds=train * _SLACK,
     )
 
@@ -97,6 +101,10 @@ class Clock:
             "device": device,
             "total_seconds": round(sum(self.seconds.values()), 2),
         }
+
+
+def _given_or(given: int | None, planned: float, bounds: tuple[int, int]) -> int:
+    return given if given is not None else int(np.clip(_round(planned), *bounds))
 
 
 def _round(value: float) -> int:

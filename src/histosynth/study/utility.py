@@ -73,6 +73,7 @@ def run_cells(
     config: ClassifierConfig,
     seeds: Sequence[int],
     folder: Path,
+    device: str = "auto",
 ) -> None:
     """Train and test every (arm, seed) that has no file in `folder` yet."""
     cells = [(arm, seed) for seed in seeds for arm in chosen]
@@ -83,7 +84,9 @@ def run_cells(
             started = time.monotonic()
             tiles = training_set(arm, train, synthetic)
             settings = replace(config, augment="classical" if arm.classical else "none")
-            model = train_classifier(tiles, val, settings, seed=seed, tick=lambda name=arm.title: tick(1, name))
+            model = train_classifier(
+                tiles, val, settings, seed=seed, device=device, tick=lambda name=arm.title: tick(1, name)
+            )
             logits = model.logits(test.tensor()).numpy()
             path = _cell_path(folder, arm.name, seed)
             with atomic_path(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as stream:

@@ -98,8 +98,11 @@ class TileArray:
         )
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the pixels."""
-        return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
+        """Hexadecimal SHA-256 of pixels, labels, class names and ids."""
+        found = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        found.update(np.ascontiguousarray(self.labels).tobytes())
+        found.update("\x1f".join([*self.classes, "", *self.ids]).encode())
+        return found.hexdigest()
 
     def counts(self) -> dict[str, int]:
         """Tiles a class, in the order of `classes`."""

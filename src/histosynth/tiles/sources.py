@@ -108,6 +108,12 @@ def list_tiles(source: Path) -> pd.DataFrame:
             f"{source} has no class folders with images ({', '.join(sorted(EXTENSIONS))}).",
             "Expected SOURCE/<CLASS>/<tile>.png, or a CSV with the columns path, label, patient.",
         )
+    labels = {row[1].lower() for row in rows}
+    if labels <= {*SPLITS, *_SPLIT_ALIASES}:
+        raise DataError(
+            f"The folders of {source} are called {', '.join(sorted(labels))}, like splits and not like classes.",
+            "Give a CSV with the columns path, label, patient, split, or import one of these folders.",
+        )
     listing = pd.DataFrame(rows, columns=["path", "label", "patient", "split"])
     listing.attrs["empty"] = empty
     return listing
@@ -180,7 +186,14 @@ def _copy_all(source: Path, listing: pd.DataFrame, out: Path) -> pd.DataFrame:
 
 def _copy_one(base: Path, relative: str, label: str, tile_id: str, out: Path) -> dict[str, object]:
     target = f"images/{safe_name(label)}/{tile_id}.png"
-    row: dict[str, object] = {"id": tile_id, "path": target, "source": relative, "kept": False, "reason": ""}
+    row: dict[str, object] = {
+        "id": tile_id,
+        "path": target,
+        "source": relative,
+        "sha256": "",
+        "kept": False,
+        "reason": "",
+    }
     path = base / relative
     try:
         image, kind = read_rgb(path)
@@ -191,12 +204,11 @@ def _copy_one(base: Path, relative: str, label: str, tile_id: str, out: Path) ->
     if min(height, width) < _MIN_EDGE:
         return row | {"reason": f"too small: {width} x {height} pixels"}
     write = out / target
-    if not write.exists():  # left by an import that was interrupted; every file there is whole
-        if kind == "PNG" and _is_plain_png(path):
-            with atomic_path(write) as temporary:
-                shutil.copyfile(path, temporary)
-        else:
-            write_png(write, image)
+    if kind == "PNG" and _is_plain_png(path):
+        with atomic_path(write) as temporary:
+            shutil.copyfile(path, temporary)
+    else:
+        write_png(write, image)
     pixels = np.ascontiguousarray(image).data
     digest = hashlib.sha256(f"{width}x{height}".encode() + bytes(pixels)).hexdigest()
     return row | {"sha256": digest, "kept": True}
@@ -242,7 +254,9 @@ def _assign_splits(table: pd.DataFrame, out: Path, config: SplitConfig) -> str:
     given = set(kept.split) - {""}
     if (kept.patient == "").all():
         thumbnails = np.stack([_thumbnail(out / p) for p in kept.path])
-        table.loc[kept.index, "patient"] = near_duplicate_groups(thumbnails)
+        groups = near_duplicate_groups(thumbnails)
+        # a given split is kept as it is: look-alikes on two sides are two groups
+        table.loc[kept.index, "patient"] = [f"{g}-{s}" if s else g for g, s in zip(groups, kept.split, strict=True)]
         protocol = (
             "by group of near-duplicate tiles, because no patients were given: tiles of one patient may be "
             "on both sides, so the scores may be too good"

@@ -33,7 +33,8 @@ def split_by_group(groups: Sequence[str], labels: Sequence[str], config: SplitCo
 
     Iterative stratification (Sechidis et al., ECML 2011) over groups: groups are placed one after
     another, those of the rarest classes first, into the split that lacks most of what they bring.
-    A class that is in three groups or more gets at least one group on every side.
+    A class that is in three groups or more gets one on every side wherever the other classes of those
+    groups allow it, and no side stays empty.
 
     Returns:
         N split names.
@@ -42,11 +43,7 @@ def split_by_group(groups: Sequence[str], labels: Sequence[str], config: SplitCo
         SettingError: shares outside (0, 1) or leaving nothing to train on.
         DataError: fewer than three groups.
     """
-    if not (0 < config.val < 1 and 0 < config.test < 1 and config.val + config.test < 1):
-        raise SettingError(
-            f"The split has val={config.val} and test={config.test}.",
-            "Both must be above 0 and leave a share for training.",
-        )
+    check_shares(config)
     frame = pd.DataFrame({"group": list(groups), "label": list(labels)})
     counts = pd.crosstab(frame.group, frame.label)
     if len(counts) < len(SPLITS):
@@ -66,18 +63,34 @@ def split_by_group(groups: Sequence[str], labels: Sequence[str], config: SplitCo
     # the largest group of a rare class comes first and so goes to train, where its tiles are needed most
     order = order[np.lexsort((-matrix.sum(1)[order], rarest[order]))]
     assigned = np.empty(len(matrix), dtype=int)
-    for group in order:
+    size = np.zeros(len(SPLITS), dtype=int)  # groups placed so far
+    for place, group in enumerate(order):
         row = matrix[group]
         held = row > 0
         lack = (need[:, held] / totals[held]).mean(1) / shares
         # a split without any group of a class comes before one that only lacks tiles of it
         urgent = (empty[:, held] & (spread[held] >= len(SPLITS))).any(1)
-        choice = int(np.argmax(lack + 1e6 * urgent))
+        last_chance = (size == 0) & (len(order) - place <= (size == 0).sum())
+        choice = int(np.argmax(lack + 1e6 * urgent + 1e9 * last_chance))
         assigned[group] = choice
+        size[choice] += 1
         need[choice] -= row
         empty[choice, held] = False
     side = dict(zip(counts.index, assigned, strict=True))
     return [("train", "test", "val")[side[g]] for g in groups]
+
+
+def check_shares(config: SplitConfig) -> None:
+    """Refuse shares with which a side would be empty.
+
+    Raises:
+        SettingError: shares outside (0, 1) or leaving nothing to train on.
+    """
+    if not (0 < config.val < 1 and 0 < config.test < 1 and config.val + config.test < 1):
+        raise SettingError(
+            f"The split has val={config.val} and test={config.test}.",
+            "Both must be above 0 and leave a share for training.",
+        )
 
 
 def check_no_straddling(table: pd.DataFrame) -> None:

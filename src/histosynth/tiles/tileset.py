@@ -156,7 +156,7 @@ class TileSet:
         )
 
     def _pixels(self, size: int, cache: Path) -> np.ndarray:
-        key = hashlib.sha256(json.dumps([self.digest, size]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([self.digest, size, self.kept.id.tolist()]).encode()).hexdigest()[:16]
         path = cache / f"pixels-{size}-{key}.npy"
         shape = (len(self.kept), 3, size, size)
         if path.exists():
