@@ -39,7 +39,8 @@ def test_what_ships_is_small_and_documented():
     for path in ASSETS:
         card = read_card(path)
         assert card["licence"] == "Apache-2.0" and card["command"] and card["trained_on"] and card["steps"] > 0
-        assert f"`{path.name}`" in text
+        row = next(line for line in text.splitlines() if f"`{path.name}`" in line)
+        assert set(row.split("`")[3].split()) <= set(card["command"].split()), "page and card name the same command"
         assert "/" not in card["command"].replace("FOLDER/", ""), "a card names no path of somebody's machine"
 
 
