@@ -4,6 +4,8 @@ import os
 
 os.environ["HISTOSYNTH_QUIET"] = "1"
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,3 +18,12 @@ torch.set_num_threads(1)
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real tiles for measurements, beside the checkout; they are not part of the project."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real tiles, which are not part of the project")
+    return folder
