@@ -19,6 +19,7 @@ METRICS = Registry(
     "metric",
     {
         "frechet": "histosynth.evaluate.frechet:METRIC",
+        "frechet_infinity": "histosynth.evaluate.frechet:INFINITY",
         "kid": "histosynth.evaluate.kernel:KID",
         "cmmd": "histosynth.evaluate.kernel:CMMD",
         "coverage": "histosynth.evaluate.coverage:METRIC",
