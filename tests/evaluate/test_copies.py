@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy import ndimage
@@ -25,12 +26,17 @@ def jpeg(tile: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(buffer)).transpose(2, 0, 1)
 
 
+def zoomed(tile: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(tile.transpose(1, 2, 0)).crop((3, 3, 61, 61))
+    return np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
 @pytest.fixture(scope="module")
 def sets():
-    return textures(300, 1), textures(200, 2), textures(200, 3)
+    return textures(200, 1), textures(200, 2), textures(160, 3)
 
 
-@pytest.mark.parametrize("kind", ["exact", "flipped", "turned", "jittered", "jpeg"])
+@pytest.mark.parametrize("kind", ["exact", "flipped", "turned", "jittered", "jpeg", "shifted", "zoomed", "blurred"])
 def test_finds_planted_copies(sets, kind):
     train, held_out, synthetic = sets
     planted = synthetic.copy()
@@ -41,13 +47,16 @@ def test_finds_planted_copies(sets, kind):
         "turned": lambda t: np.rot90(t, 3, axes=(-2, -1)),
         "jittered": lambda t: (0.85 * t.astype(float) + 20 + noise).clip(0, 255),
         "jpeg": jpeg,
+        "shifted": lambda t: np.roll(t, (4, -3), axis=(1, 2)),
+        "zoomed": zoomed,
+        "blurred": lambda t: ndimage.gaussian_filter(t, (0, 1.5, 1.5)),
     }[kind]
     for i in range(40):
-        planted[i] = change(train[7 * i])
+        planted[i] = change(train[5 * i])
     alarm, equal, twin = pixel_copies(train, held_out, planted)
     assert alarm[:40].mean() >= 0.95
-    assert alarm[40:].mean() <= 0.03
-    assert (twin[:40] == 7 * np.arange(40)).mean() >= 0.95
+    assert alarm[40:].mean() <= 0.05
+    assert (twin[:40] == 5 * np.arange(40)).mean() >= 0.95
     assert equal.sum() == (40 if kind in ("exact", "flipped", "turned") else 0)
 
 
@@ -81,7 +90,7 @@ def test_pairs_put_equal_tiles_first(sets):
     result, pairs = copies(*features, train, held_out, planted, pairs=5)
     assert (pairs.synthetic[0], pairs.training[0], pairs.alarm[0]) == (50, 123, True)
     assert len(pairs.distance) == 5
-    assert result["pixel_equal"] == pytest.approx(1 / 200)
+    assert result["pixel_equal"] == pytest.approx(1 / 160)
 
 
 def test_refuses_images_of_other_tiles(sets):
@@ -90,3 +99,19 @@ def test_refuses_images_of_other_tiles(sets):
         copies(*features, train_images=sets[0])
     with pytest.raises(DataError, match="held-out images"):
         copies(*features, sets[0], sets[1][:5], sets[2])
+
+
+def test_real_tiles_planted_copies_and_other_patients(real_data):
+    """Recall at least 0.95 on planted copies, and no more alarms on patients never seen than were allowed."""
+    table = pd.read_csv(real_data / "ebhi-seg-128" / "tiles.csv")
+    names = np.random.default_rng(0).permutation(table.patient.unique())
+    sides = []
+    for part, most in zip(np.array_split(names, 3), (200, 150, 80), strict=True):
+        rows = table[table.patient.isin(part)].sample(frac=1, random_state=0)[:most]
+        tiles = [Image.open(real_data / "ebhi-seg-128" / p).convert("RGB").resize((64, 64)) for p in rows.path]
+        sides.append(np.stack([np.asarray(t).transpose(2, 0, 1) for t in tiles]))
+    train, held_out, honest = sides
+    for change in (lambda t: t[..., ::-1], jpeg, lambda t: 0.8 * t.astype(float) + 30, zoomed):
+        planted = np.stack([change(t) for t in train[:40]]).astype(np.uint8)
+        assert pixel_copies(train, held_out, planted)[0].mean() >= 0.95
+    assert pixel_copies(train, held_out, honest)[0].mean() <= 0.05
