@@ -20,8 +20,17 @@ VERBS = {
     "compare": ("histosynth.study.compare:compare", "The main job on your tiles: do synthetic tiles help?"),
     "tiles import": (
         "histosynth.study.verbs.tiles:import_",
-        "Import class folders, or a CSV, as a tile set.",
+        "Import class folders, a table, or an archive of them as a tile set.",
     ),
+    "tiles download": ("histosynth.study.verbs.download:download", "Download public tiles; lists them without a name."),
+    "tiles prepare": (
+        "histosynth.study.verbs.prepare:prepare_",
+        "Filter, split, normalise and resize tiles for training.",
+    ),
+    "tiles cut": ("histosynth.study.verbs.cut:cut_", "Cut whole-slide images into a tile set."),
+    "tiles quality": ("histosynth.study.verbs.quality:quality", "What the quality filter would reject, and why."),
+    "tiles overview": ("histosynth.study.verbs.overview:overview", "One page about a tile set, with leakage probes."),
+    "tiles export": ("histosynth.study.verbs.export:export", "Write a tile set as a dataset_tool zip for StyleGAN."),
     "tiles phantom": ("histosynth.study.verbs.tiles:phantom", "Simulate the tiles of a hospital."),
     "train gan": ("histosynth.study.verbs.train:train_gan", "Train or fine-tune the GAN on a tile set."),
     "train diffusion": (
@@ -38,12 +47,13 @@ VERBS = {
         "Make synthetic tiles with a trained generator.",
     ),
     "evaluate": (
-        "histosynth.study.verbs.generate:evaluate",
+        "histosynth.study.verbs.evaluate:evaluate",
         "Fidelity, diversity and copies of synthetic tiles.",
     ),
     "app": ("histosynth.app.launch:app", "Look at reports and tile sets in the browser."),
-    "encoders": ("histosynth.study.verbs.lists:encoders", "List the encoders."),
+    "encoders": ("histosynth.study.verbs.lists:encoders", "List the encoders, or fetch weights."),
     "generators": ("histosynth.study.verbs.lists:generators", "List the generator families."),
+    "doctor": ("histosynth.study.verbs.doctor:doctor", "Say what works on this machine and what is missing."),
 }
 GROUPS = {"tiles": "Tile sets: import, simulate.", "train": "Train generators and classifiers."}
 

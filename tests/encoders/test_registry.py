@@ -13,7 +13,7 @@ from histosynth.core.errors import DataError, PluginError, SettingError
 from histosynth.core.types import Encoder
 from histosynth.encoders.store import weights_hash
 
-NAMES = [c.name for c in encoders.cards()]
+NAMES = [c.name for c in encoders.cards() if not c.files]  # those with weight files: test_contract.py
 
 
 def ready(name: str) -> Encoder:

@@ -11,6 +11,27 @@ def texture(seed: int, size: int = 40) -> np.ndarray:
     return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def mutated(data: bytes, seed: int) -> bytes:
+    """Damage a file: cut, overwrite, remove, insert, or set extreme numbers, most often near its start."""
+    rng = np.random.default_rng(seed)
+    out = bytearray(data)
+    kind = rng.integers(6)
+    place = int(rng.integers(len(out)))
+    if kind == 0:
+        return bytes(out[:place])
+    if kind in (1, 2):
+        reach = len(out) if kind == 1 else min(len(out), 400)
+        for _ in range(int(rng.integers(1, 8))):
+            out[int(rng.integers(reach))] = int(rng.integers(256))
+    elif kind == 3:
+        del out[place : place + int(rng.integers(1, 64))]
+    elif kind == 4:
+        out[place:place] = rng.bytes(int(rng.integers(1, 64)))
+    else:
+        out[place : place + 4] = (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\0\0")[rng.integers(4)]
+    return bytes(out)
+
+
 @pytest.fixture
 def folders(tmp_path):
     """SOURCE/<CLASS>/<k>.png, three classes with eight tiles each."""

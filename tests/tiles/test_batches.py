@@ -1,11 +1,13 @@
 """Batches: balance, coverage, purity in (seed, step)."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.tiles.batches import TileArray, batch_at, symmetry
+from histosynth.tiles.batches import TileArray, batch_at, symmetry, turned
 
 
 def tiles(counts, size=8, prefix="t"):
@@ -73,3 +75,31 @@ def test_bad_arrays_and_settings_are_named():
         batch_at(tiles([3]), 0, batch_size=2, sampling="fair")
     with pytest.raises(DataError, match="cannot be joined"):
         tiles([2]).joined(tiles([2, 2]))
+
+
+@pytest.mark.parametrize(("sampling", "digest"), [("balanced", "f76e701dcf4cbca0"), ("natural", "e5ab5083449b1595")])
+def test_the_same_seeds_give_the_same_batches_as_ever(sampling, digest):
+    images = np.arange(14 * 3 * 4 * 4, dtype=np.uint16).astype(np.uint8).reshape(14, 3, 4, 4)
+    labels = np.repeat(np.arange(3), [5, 0, 9])
+    array = TileArray(images, labels, [str(i) for i in range(14)], tuple("abc"), sources=np.arange(14) % 2)
+    found = hashlib.sha256()
+    for step in range(20):
+        batch = batch_at(array, step, batch_size=6, sampling=sampling, seed=7)
+        found.update(batch.images.numpy().tobytes() + " ".join(batch.ids).encode())
+    assert found.hexdigest()[:16] == digest
+
+
+def test_many_symmetries_at_once_are_those_of_each_tile():
+    images, which = torch.from_numpy(tiles([20]).images), np.arange(20) % 8
+    each = torch.stack([symmetry(tile, int(k)) for tile, k in zip(images, which, strict=True)])
+    assert torch.equal(turned(images, which), each)
+
+
+def test_members_are_the_positions_of_each_class_and_source():
+    joined = tiles([2, 0, 3]).joined(tiles([1, 1, 0]))
+    assert {k: {s: m.tolist() for s, m in v.items()} for k, v in joined.members.items()} == {
+        0: {0: [0, 1], 1: [5]},
+        1: {1: [6]},
+        2: {0: [2, 3, 4]},
+    }
+    assert tiles([0]).members == {}

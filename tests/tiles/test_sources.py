@@ -1,16 +1,23 @@
-"""Import: formats, damage, CSV mistakes, splits and leaks."""
+"""Sources and import: folders, tables, archives, damage, mistakes, splits and leaks."""
+
+import json
+import os
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from histosynth.core.errors import DataError, RunError, SettingError
+from histosynth.core.errors import DataError, HistosynthError, RunError, SettingError
 from histosynth.tiles.images import read_rgb, square
-from histosynth.tiles.sources import ImportConfig, import_tiles
+from histosynth.tiles.sources import ImportConfig, import_tiles, list_tiles, open_source, unique_ids
 from histosynth.tiles.split import SplitConfig, near_duplicate_groups, split_by_group
 from histosynth.tiles.tileset import TileSet, safe_name
-from tests.tiles.conftest import texture
+from tests.tiles.conftest import mutated, texture
 
 
 def test_class_folders_become_a_tile_set(folders, tmp_path):
@@ -59,40 +66,6 @@ def test_damage_is_set_aside_and_never_stops_the_import(folders, tmp_path):
     assert tileset.classes == ("A", "B", "C c")
     assert tileset.meta["empty_classes"] == ["Broken", "Empty"]
     assert not list((tmp_path / "out").rglob("*.tmp*"))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "LA", "1"])
-@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
-def test_every_usual_kind_of_image_is_read_as_rgb(tmp_path, mode, suffix):
-    rgb = Image.fromarray(texture(1, 64))
-    grey = np.asarray(rgb.convert("L"))
-    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else rgb.convert(mode)
-    path = tmp_path / f"x.{suffix}"
-    try:
-        image.save(path)
-    except (OSError, KeyError):
-        pytest.skip(f"{suffix} cannot hold {mode}")
-    found, _ = read_rgb(path)
-    assert found.shape == (64, 64, 3) and found.dtype == np.uint8
-    expected = np.asarray(rgb) if mode in ("RGBA", "CMYK", "P") else np.repeat(grey[..., None], 3, 2)
-    if mode != "1":
-        assert np.abs(found.astype(int) - expected).mean() < (25 if mode == "P" else 6)
-
-
-def test_transparency_is_laid_on_white_and_exif_turns_are_applied(tmp_path):
-    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read_rgb(tmp_path / "clear.png")[0] == 255).all()
-    image = Image.fromarray(texture(2, 40)).crop((0, 0, 40, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert read_rgb(tmp_path / "turned.png")[0].shape == (40, 20, 3)
-
-
-def test_a_decompression_bomb_is_refused(tmp_path):
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(DataError, match="too many pixels for a tile"):
-        read_rgb(tmp_path / "bomb.png")
 
 
 def test_square_takes_the_centre_and_antialiases():
@@ -208,15 +181,18 @@ def test_no_usable_file_and_folders_of_splits_are_named(folders, tmp_path):
         import_tiles(folders, tmp_path / "out2")
 
 
-def test_a_given_split_without_patients_is_kept(folders, tmp_path):
+def test_a_given_split_is_kept_but_for_training_copies_of_test_tiles(folders, tmp_path):
     write_csv(folders, columns=("path", "label"))
     frame = pd.read_csv(folders / "tiles.csv", dtype=str)
     frame["split"] = [("train", "train", "val", "test")[i % 4] for i in range(len(frame))]
     frame.to_csv(folders / "tiles.csv", index=False)
     slightly = np.clip(texture(0).astype(int) + 1, 0, 255).astype(np.uint8)
     Image.fromarray(slightly).save(folders / "A" / "3.png")  # looks like a training tile, and is in the test
-    tileset = import_tiles(folders, tmp_path / "out")
-    assert tileset.kept.sort_values("source").split.tolist() == frame.sort_values("path").split.tolist()
+    table = import_tiles(folders, tmp_path / "out").table.set_index("source")
+    aside = table.index[~table.kept].tolist()
+    assert aside == [frame.path[0]] and table.reason[aside[0]].startswith("near-duplicate")
+    rest = frame.set_index("path").split.drop(aside)
+    assert table.split[rest.index].tolist() == rest.tolist()
 
 
 def test_safe_names_do_not_collide():
@@ -255,3 +231,226 @@ def test_near_duplicates_are_grouped_and_strangers_are_not():
     groups = near_duplicate_groups(np.array([*tiles, *noisy]).astype(np.uint8))
     assert groups[:5] == groups[60:]
     assert len(set(groups)) == 60
+
+
+def packed(folder, out, kind, top=""):
+    """An archive of a folder, below the folder `top` if it is given."""
+    root = folder
+    if top:
+        root = out.parent / "packing"
+        shutil.copytree(folder, root / top)
+    made = shutil.make_archive(str(out), kind, root)
+    if top:
+        shutil.rmtree(root)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar", "xztar"])
+@pytest.mark.parametrize("top", ["", "NCT-CRC-HE-100K"])
+def test_an_archive_imports_as_its_folder_does(folders, tmp_path, kind, top):
+    (folders / "Empty").mkdir()
+    expected = import_tiles(folders, tmp_path / "folder")
+    found = import_tiles(packed(folders, tmp_path / "x", kind, top), tmp_path / "out")
+    assert found.digest == expected.digest and found.meta["empty_classes"] == ["Empty"]
+    assert found.table.source.tolist() == expected.table.source.tolist()
+    with_table = packed(write_csv(folders), tmp_path / "y", kind, top)
+    assert import_tiles(with_table, tmp_path / "out2").meta["split_protocol"] == "by patient"
+
+
+def test_one_class_of_a_known_name_is_not_taken_for_a_wrapping_folder(folders, tmp_path):
+    shutil.rmtree(folders / "B"), shutil.rmtree(folders / "C c")
+    (folders / "A").rename(folders / "TUM")
+    assert set(open_source(packed(folders, tmp_path / "x", "zip")).table.label) == {"TUM"}
+    assert set(open_source(packed(folders, tmp_path / "y", "zip", "data")).table.label) == {"TUM"}
+
+
+def digest_of(source, path):
+    return int(source.rgb(path)[0].sum())
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "gztar", "parquet"])
+def test_a_source_can_be_read_in_other_processes(folders, tmp_path, kind):
+    if kind == "folder":
+        source = open_source(folders)
+    elif kind == "parquet":
+        source = open_source(embedded(folders, tmp_path / "x.parquet"))
+    else:
+        source = open_source(packed(folders, tmp_path / "x", kind))
+    paths = source.table.path.tolist()
+    assert len(paths) == 24
+    expected = [digest_of(source, p) for p in paths]
+    assert digest_of(pickle.loads(pickle.dumps(source)), paths[-1]) == expected[-1]
+    if kind in ("zip", "gztar"):
+        with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+            assert list(pool.map(digest_of, [source] * 24, paths)) == expected
+    with pytest.raises(DataError):
+        source.rgb("A/none.png")
+
+
+def test_tables_as_parquet(folders, tmp_path):
+    write_csv(folders)
+    frame = pd.read_csv(folders / "tiles.csv")  # patients are numbers here
+    assert frame.patient.dtype.kind == "i"
+    frame.to_parquet(folders / "tiles.parquet")
+    with_csv = list_tiles(folders)
+    (folders / "tiles.csv").unlink()
+    pd.testing.assert_frame_equal(list_tiles(folders), with_csv)
+    pd.testing.assert_frame_equal(list_tiles(folders / "tiles.parquet"), with_csv)
+    frame.assign(patient=frame.patient.astype(float), kept=frame.index != 0).to_parquet(folders / "tiles.parquet")
+    pd.testing.assert_frame_equal(list_tiles(folders), with_csv[1:].reset_index(drop=True))
+    (folders / "tiles.parquet").write_bytes((folders / "tiles.parquet").read_bytes()[:-20])
+    with pytest.raises(DataError, match="tiles.parquet cannot be read"):
+        open_source(folders)
+    frame.drop(columns="label").to_parquet(folders / "tiles.parquet")
+    with pytest.raises(DataError, match="no column 'label'"):
+        open_source(folders)
+
+
+def embedded(folders, path, names=True, rows=slice(None), **columns):
+    """The tiles of class folders inside a parquet file, as HuggingFace keeps images."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted(folders.rglob("*.png"))[rows]
+    labels = sorted({p.parent.name for p in sorted(folders.rglob("*.png"))})
+    images = [{"bytes": p.read_bytes(), "path": f"{p.parent.name}-{p.name}"} for p in files]
+    table = pa.table({"image": images, "label": [labels.index(p.parent.name) for p in files], **columns})
+    if names:
+        feature = {"names": labels, "_type": "ClassLabel"}
+        content = json.dumps({"info": {"features": {"label": feature, "image": {"_type": "Image"}}}})
+        table = table.replace_schema_metadata({"huggingface": content})
+    pq.write_table(table, path, row_group_size=5)
+    return path
+
+
+def test_parquet_with_the_images_inside(folders, tmp_path):
+    path = embedded(folders, tmp_path / "x.parquet")
+    source = open_source(path)
+    assert source.table.path[0] == "A-0.png" and set(source.table.label) == {"A", "B", "C c"}
+    backwards = [source.rgb(p)[0] for p in source.table.path[::-1]][::-1]
+    for found, original in zip(backwards, sorted(folders.rglob("*.png")), strict=True):
+        assert np.array_equal(found, read_rgb(original)[0])
+    expected, found = import_tiles(folders, tmp_path / "a").kept, import_tiles(path, tmp_path / "b").kept
+    assert sorted(found.sha256) == sorted(expected.sha256)
+    assert set(open_source(embedded(folders, path, names=False)).table.label) == {"class-0", "class-1", "class-2"}
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source(path)
+
+
+def test_parquet_shards_give_the_split(folders, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    embedded(folders, shards / "train-00000-of-00002.parquet", rows=slice(0, None, 3))
+    embedded(folders, shards / "train-00001-of-00002.parquet", rows=slice(1, None, 3))
+    assert set(open_source(shards).table.split) == {""}, "train alone is no split"
+    embedded(folders, shards / "test-00000-of-00001.parquet", rows=slice(2, None, 3))
+    source = open_source(shards)
+    assert source.table.split.value_counts().to_dict() == {"train": 16, "test": 8}
+    tileset = import_tiles(shards, tmp_path / "out")
+    assert len(tileset.kept) == 24 and set(tileset.kept.split) == {"train", "val", "test"}
+
+
+def test_a_tile_set_can_be_imported_again(folders, tmp_path):
+    first = import_tiles(write_csv(folders), tmp_path / "one")
+    again = import_tiles(tmp_path / "one", tmp_path / "two")
+    assert sorted(again.kept.sha256) == sorted(first.kept.sha256)
+    assert again.kept.set_index("sha256").split.to_dict() == first.kept.set_index("sha256").split.to_dict()
+
+
+def test_damaged_members_are_set_aside_and_unsafe_archives_refused(folders, tmp_path):
+    (folders / "A" / "text.png").write_text("not an image")
+    tileset = import_tiles(packed(folders, tmp_path / "x", "tar"), tmp_path / "out")
+    assert tileset.table.set_index("id").reason["text"].startswith("unreadable: A/text.png in")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../A/x.png", b"x")
+    with pytest.raises(DataError, match="leaves the folder"):
+        import_tiles(tmp_path / "evil.zip", tmp_path / "out2")
+    assert not (tmp_path / "out2").exists()
+    (tmp_path / "notes.txt").write_text("x" * 600)
+    with pytest.raises(DataError, match="notes.txt is a file"):
+        open_source(tmp_path / "notes.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs names that are no text, and pipes")
+def test_odd_files_in_a_folder_are_set_aside(folders, tmp_path):
+    good = (folders / "A" / "0.png").read_bytes()
+    with open(os.fsencode(folders / "A") + b"/\xff.png", "wb") as stream:
+        stream.write(good)
+    os.mkfifo(folders / "A" / "pipe.png")
+    (folders / "A" / "dead.png").symlink_to(tmp_path / "nowhere")
+    tileset = import_tiles(folders, tmp_path / "out")
+    assert len(tileset.kept) == 24
+    assert tileset.table[~tileset.table.kept].reason.str.startswith("unreadable").sum() == 3
+
+
+def test_ids_are_unique_also_where_case_does_not_count():
+    paths = pd.Series(["A/1.png", "B/1.png", "A/x.png", "A/X.png", "A/x-2.png", "", "", "..", "A/.png", "a\\b.png"])
+    ids = unique_ids(paths)
+    assert len({i.casefold() for i in ids}) == len(paths)
+    assert unique_ids(pd.Series(["A/1.png", "B/2.tif"])) == ["1", "2"]
+
+
+def test_tables_from_windows_and_odd_paths(folders, tmp_path):
+    write_csv(folders)
+    frame = pd.read_csv(folders / "tiles.csv", dtype=str)
+    frame["path"] = frame.path.str.replace("/", "\\")
+    frame.loc[0, "path"] = "A\0x.png"
+    frame.to_csv(folders / "tiles.csv", index=False)
+    tileset = import_tiles(folders, tmp_path / "out")
+    assert len(tileset.kept) == 23 and tileset.table.reason.str.contains("cannot be read|not exist").sum() == 1
+    (folders / "tiles.csv").write_text("path,label,Label\nA/1.png,A,B\n")
+    with pytest.raises(DataError, match="two columns 'label'"):
+        open_source(folders)
+
+
+def survive_tables(folders, tmp_path, count, first=0):
+    """Open mutated tables and read what they list: a source or a HistosynthError."""
+    write_csv(folders)
+    frame = pd.read_csv(folders / "tiles.csv", dtype=str)
+    frame.to_parquet(tmp_path / "t.parquet")
+    embedded(folders, tmp_path / "e.parquet")
+    labels = {"labels": [[p, k % 2] for k, p in enumerate(frame.path)], "class_names": ["a", "b"]}
+    seeds = {
+        "t.csv": (folders / "tiles.csv").read_bytes(),
+        "t.parquet": (tmp_path / "t.parquet").read_bytes(),
+        "e.parquet": (tmp_path / "e.parquet").read_bytes(),
+        "dataset.json": json.dumps(labels).encode(),
+    }
+    (folders / "tiles.csv").unlink()
+    read = refused = 0
+    for k in range(first, first + count):
+        name = list(seeds)[k % len(seeds)]
+        path = folders / name
+        path.write_bytes(mutated(seeds[name], k))
+        try:
+            source = open_source(folders if name == "dataset.json" else path)
+            assert list(source.table.columns) == ["path", "label", "patient", "split"]
+            for tile in source.table.path[:4]:
+                source.rgb(tile)
+                read += 1
+        except HistosynthError as error:
+            assert error.remedy
+            refused += 1
+        path.unlink()
+    return read, refused
+
+
+def test_mutated_tables_are_read_or_refused(folders, tmp_path):
+    read, refused = survive_tables(folders, tmp_path, 320)
+    assert read > 50 and refused > 50
+
+
+@pytest.mark.slow
+def test_many_mutated_tables_are_read_or_refused(folders, tmp_path):
+    read, refused = survive_tables(folders, tmp_path, 8000, first=1000)
+    assert read > 1000 and refused > 1000
+
+
+def test_rows_longer_than_the_head_are_named(folders):
+    write_csv(folders)
+    (folders / "tiles.csv").write_text("path,label\nA/1.png,A,p1,extra\nB/1.png,B,p2,extra\n")
+    with pytest.raises(DataError, match="more fields in its rows"):
+        open_source(folders)

@@ -40,6 +40,27 @@ class EncoderCard:
     gated: bool = False
     commercial: bool = True
     source: str = ""
+    citation: str = ""
+    url: str = ""
+    """Where the weights are offered."""
+    weights: str = ""
+    """Name of the weight file, "shipped", or nothing for an encoder without weights."""
+    files: tuple[str, ...] = ()
+    """Every file name that it can be loaded from, the usual one first."""
+    how: str = ""
+    """What to do when the weights are missing: which licence, which command, which file where."""
+    optional: bool = False
+    """Whether the user has to provide the weights."""
+    repository: str = ""
+    """Its repository at Hugging Face."""
+    download: str = ""
+    """Address of the file, where its licence lets anybody have it."""
+    sha256: str = ""
+    """How the checksum of that file begins."""
+    shared_with: str = ""
+    """The encoder that uses the same file."""
+    bfloat16: bool = False
+    """Whether it keeps its features in bfloat16 (cosine to float32 above 0.999)."""
 
 
 @runtime_checkable

@@ -401,5 +401,6 @@ def _card(
         "licence": "Apache-2.0",
         "parents": run.manifest["parents"],
         "trained_on": {"tiles": len(data), "per_class": data.counts()},
+        "data": run.manifest["settings"]["data"],
         "command": "histosynth train diffusion",
     }

@@ -7,6 +7,8 @@ their stain, turn, blur or compression (`train_tiny.py`).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from histosynth.core.device import pick_device
 from histosynth.core.errors import DataError
 from histosynth.core.files import sha256_file
 from histosynth.encoders import card
+from histosynth.encoders.weights import fit, require
 
 INPUT = 64
 DIM = 256
@@ -97,17 +100,17 @@ class TissueTiny:
         return self.network(x.contiguous(memory_format=torch.channels_last))
 
 
-def load(device: str = "cpu") -> TissueTiny:
-    """The shipped encoder.
+def load(device: str = "cpu", weights: Path | None = None) -> TissueTiny:
+    """The shipped encoder, or one that `train_tiny.py` trained (`weights`).
 
     Raises:
         CheckpointError: the weights are missing or damaged.
     """
-    path = asset_path(ASSET)
+    path = require(card("tissue-tiny"), weights) if weights else asset_path(ASSET)
     tensors, made = load_checkpoint(path)
     require_kind(made, "encoder", path)
     network = TinyNetwork()
-    network.load_state_dict(tensors)
+    fit(network, tensors, path, card("tissue-tiny"))
     return TissueTiny(network, sha256_file(path), pick_device(device))
 
 

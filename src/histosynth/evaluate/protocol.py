@@ -2,14 +2,15 @@
 
 The reference is always the real test tiles, which nothing was trained on. The floor of a score is the same
 score with the real training tiles in the place of the synthetic ones, at the same N: what a perfect
-generator would get. A score is read beside its floor, not beside zero or one.
+generator would get. Its ceiling, where it is wanted, is the score of what a hopeless generator makes (the caller
+says what that is). A score is read between the two, not beside zero or one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from histosynth.evaluate.copies import ClosestPairs, copies
 from histosynth.evaluate.intervals import subsample
 from histosynth.evaluate.settings import Metric, Protocol
 
-__all__ = ["Protocol", "judge"]
+__all__ = ["Protocol", "equal_sides", "judge", "position"]
 
 _SIDES = ("train", "test", "synthetic")
 _COLOUR_TILES = 1000
@@ -42,6 +43,8 @@ def judge(
     train_images: np.ndarray | None = None,
     test_images: np.ndarray | None = None,
     synthetic_images: np.ndarray | None = None,
+    ceiling: np.ndarray | None = None,
+    ceiling_images: np.ndarray | None = None,
     protocol: Protocol = Protocol(),
     seed: int = 0,
 ) -> tuple[dict[str, Any], ClosestPairs]:
@@ -54,12 +57,16 @@ def judge(
         encoder: name of the encoder that the features come from.
         train_images, test_images, synthetic_images: uint8 [N, 3, H, W] of the same tiles; all three, or none,
             in which case colour and pixel copies are left out.
+        ceiling: features [n, D] of what a hopeless generator makes, row by row of the same classes as the tiles of
+            train that `equal_sides` picks.
+        ceiling_images: uint8 [n, 3, H, W] of the same.
 
     Returns:
         A JSON-ready report (numbers that could not be had are None, with a reason beside them) with the keys
         encoder, protocol, seed, counts, prior, all, per_class, copies, colour, warnings; and the closest pairs.
         `all` and every class of `per_class` hold n, reason, and scores: {name: value, low, high, floor,
-        floor_low, floor_high, better, n}. In `all` every class has the same share on both sides.
+        floor_low, floor_high, better, n}; with a ceiling also ceiling and position (see `position`). In `all` every
+        class has the same share on both sides.
 
     Raises:
         DataError: features that are not finite, of different D, or labels that do not go with them; a side
@@ -87,14 +94,12 @@ def judge(
             "Generate the classes that the real tiles have.",
         )
 
-    # the same tiles of each class on each side, so that neither N nor the mix of classes differs
-    shrink = min(1.0, protocol.max_n / shared.sum())
-    picked: dict[str, list[np.ndarray]] = {name: [] for name in _SIDES}
-    for label, n in enumerate(np.floor(shared * shrink).astype(int)):
-        for name in _SIDES:
-            where = np.flatnonzero(labels[name] == label)
-            picked[name].append(where[subsample(len(where), n, seed, f"{name} {classes[label]}")])
+    picked = equal_sides(labels, classes, protocol, seed)
     whole = {name: features[name][np.concatenate(parts)] for name, parts in picked.items()}
+    hopeless: list[np.ndarray] | None = None
+    if ceiling is not None:
+        whole["ceiling"] = _checked_ceiling(ceiling, whole["train"])
+        hopeless = np.split(whole["ceiling"], np.cumsum([len(part) for part in picked["train"]])[:-1])
     report: dict[str, Any] = {
         "encoder": encoder,
         "protocol": asdict(protocol) | {"metrics": list(protocol.metrics)},
@@ -104,7 +109,8 @@ def judge(
         "all": _scores(whole, metrics, protocol, derive(seed, "all"), at_least=4),
         "per_class": {
             name: _scores(
-                {side: features[side][picked[side][label]] for side in _SIDES},
+                {side: features[side][picked[side][label]] for side in _SIDES}
+                | ({} if hopeless is None else {"ceiling": hopeless[label]}),
                 metrics,
                 protocol,
                 derive(seed, "class", name),
@@ -124,9 +130,43 @@ def judge(
     report["colour"] = None
     if train_images is not None and test_images is not None and synthetic_images is not None:
         images = {"train": train_images, "test": test_images, "synthetic": synthetic_images}
-        report["colour"] = _colour(images, picked, seed)
+        report["colour"] = _colour(images, picked, seed, ceiling_images)
     report["warnings"] = warnings
     return report, pairs
+
+
+def equal_sides(
+    labels: Mapping[str, np.ndarray], classes: Sequence[str], protocol: Protocol = Protocol(), seed: int = 0
+) -> dict[str, list[np.ndarray]]:
+    """Positions of the same number of tiles of each class on each side, so that neither N nor the mix differs.
+
+    Args:
+        labels: side (train, test, synthetic) -> int [N], index into `classes`.
+
+    Returns:
+        Side -> one array of positions a class, in the order of `classes`.
+    """
+    shared = np.min([np.bincount(labels[name], minlength=len(classes)) for name in labels], axis=0)
+    shrink = min(1.0, protocol.max_n / max(shared.sum(), 1))
+    picked: dict[str, list[np.ndarray]] = {name: [] for name in labels}
+    for label, n in enumerate(np.floor(shared * shrink).astype(int)):
+        for name in labels:
+            where = np.flatnonzero(labels[name] == label)
+            picked[name].append(where[subsample(len(where), n, seed, f"{name} {classes[label]}")])
+    return picked
+
+
+def position(value: float | None, floor: float | None, ceiling: float | None, better: str) -> float | None:
+    """Where a score lies on the way from its floor (0, as real) to its ceiling (1, hopeless); None when the score
+    cannot tell those two apart. For scores that are best near 1 the way is measured in logarithms."""
+    if value is None or floor is None or ceiling is None:
+        return None
+
+    def badness(x: float) -> float:
+        return x if better == "lower" else -x if better == "higher" else abs(math.log(max(x, 1e-9)))
+
+    way = badness(ceiling) - badness(floor)
+    return (badness(value) - badness(floor)) / way if way > 1e-9 else None
 
 
 def _scores(
@@ -140,6 +180,11 @@ def _scores(
         try:
             value = metric.measure(sides["test"], sides["synthetic"], protocol, derive(seed, name))
             floor = metric.measure(sides["test"], sides["train"], protocol, derive(seed, name))
+            # one value suffices for the end of a scale
+            quick = replace(protocol, replicates=0)
+            worst = (
+                metric.measure(sides["test"], sides["ceiling"], quick, derive(seed, name)) if "ceiling" in sides else {}
+            )
         except DataError as error:
             for score, better in metric.better.items():
                 scores[score] = {"value": None, "reason": str(error), "better": better, "n": n}
@@ -151,10 +196,16 @@ def _scores(
                 "floor_high": floor.get(f"{score}_high"),
             }  # fmt: skip
             scores[score] = {k: _number(v) for k, v in entry.items()} | {"better": better, "n": n}
+            if "ceiling" in sides:
+                end = _number(worst.get(score))
+                where = position(scores[score]["value"], scores[score]["floor"], end, better)
+                scores[score] |= {"ceiling": end, "position": where}
     return {"n": n, "reason": None, "scores": scores}
 
 
-def _colour(images: dict[str, np.ndarray], picked: dict[str, list[np.ndarray]], seed: int) -> dict[str, Any]:
+def _colour(
+    images: dict[str, np.ndarray], picked: dict[str, list[np.ndarray]], seed: int, ceiling: np.ndarray | None
+) -> dict[str, Any]:
     """Colour against the test tiles, of the synthetic tiles and (floor) of the real training tiles."""
     used = {}
     for side, parts in picked.items():
@@ -162,11 +213,15 @@ def _colour(images: dict[str, np.ndarray], picked: dict[str, list[np.ndarray]], 
         # the same positions on each side: class by class they line up, so the mix stays the same
         used[side] = images[side][np.sort(where[subsample(len(where), _COLOUR_TILES, seed, "colour")])]
     value, floor = colour(used["test"], used["synthetic"]), colour(used["test"], used["train"])
-    return {
+    found = {
         "n": len(used["test"]),
         "synthetic": {k: _number(v) for k, v in value.items()},
         "floor": {k: _number(v) for k, v in floor.items()},
     }
+    if ceiling is not None:
+        worst = colour(used["test"], ceiling[subsample(len(ceiling), _COLOUR_TILES, seed, "colour")])
+        found["ceiling"] = {k: _number(v) for k, v in worst.items()}
+    return found
 
 
 def _warnings(counts: dict[str, np.ndarray], classes: Sequence[str], n: int, dim: int) -> list[str]:
@@ -181,6 +236,16 @@ def _warnings(counts: dict[str, np.ndarray], classes: Sequence[str], n: int, dim
             "it is biased upwards and compares only with its floor and with scores at the same N"
         )
     return found
+
+
+def _checked_ceiling(ceiling: np.ndarray, train: np.ndarray) -> np.ndarray:
+    values = checked(ceiling, "ceiling features")
+    if values.shape != train.shape:
+        raise DataError(
+            f"The ceiling has features {values.shape}, the picked training tiles {train.shape}.",
+            "Give one row for every tile of train that equal_sides picks.",
+        )
+    return values
 
 
 def _checked_labels(labels: np.ndarray, features: np.ndarray, classes: Sequence[str], name: str) -> np.ndarray:

@@ -233,7 +233,8 @@ def train_gan(data: TileArray, config: GanConfig, folder: Path | str, *, device:
                     state = {name: dict(network.state_dict()) for name, network in networks.items()}
                     state |= {"adam_g": adam_state(adam_g), "adam_d": adam_state(adam_d), "ada": ada.state()}
                     state |= {"sums": sums, "r1": r1, "step": step, "seconds": seconds}
-                    save_state(run.state_path, state | {"card": _card(config, data, networks, step, by_clock)})
+                    card = _card(config, data, networks, step, by_clock) | {"data": settings["data"]}
+                    save_state(run.state_path, state | {"card": card})
 
         export(run.state_path, target)
         run.finish(steps=step, stopped_by_clock=by_clock, ada_p=ada.p, checkpoint=str(target))

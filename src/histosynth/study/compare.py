@@ -285,7 +285,9 @@ def spell(verb: str, tiles: str, config: Any, out: Path) -> str:
         if name == "out" or value == getattr(default, name):
             continue
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, dict):
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
             words += [w for key, item in value.items() for w in (f"{flag}.{key}", str(item))]
         else:
             words += [w for item in (value if isinstance(value, tuple) else (value,)) for w in (flag, str(item))]

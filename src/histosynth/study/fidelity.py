@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from histosynth import encoders
-from histosynth.core.errors import DataError
-from histosynth.core.files import write_json
 from histosynth.core.seeds import numpy_rng
 from histosynth.core.types import Encoder
 from histosynth.encoders.store import features
 from histosynth.evaluate.copies import ClosestPairs
 from histosynth.evaluate.protocol import judge
 from histosynth.tiles.batches import TileArray
-from histosynth.tiles.tileset import TileSet
 
 _PAIRS = 8
 _MAPPED = 400  # tiles of each source on the map
@@ -38,7 +35,7 @@ def judge_all(
         The section "fidelity" of the report, and the keyword arguments of `report.Pictures` that show it.
     """
     encoder = encoders.load(encoder_name, device)
-    found = {n: _encode(encoder, a, out) for n, a in {**splits, **synthetic}.items() if n != "val"}
+    found = {n: encode(encoder, a, out) for n, a in {**splits, **synthetic}.items() if n != "val"}
     train, test = splits["train"], splits["test"]
     judged, neighbours = {}, {}
     for name, array in synthetic.items():
@@ -56,7 +53,7 @@ def judge_all(
             synthetic_images=np.asarray(array.images),
             seed=seed,
         )
-        neighbours[name] = _pair_pictures(pairs, array, train)
+        neighbours[name] = pair_pictures(pairs, array, train)
     first = next(iter(judged.values()), None)
     section = {
         "encoder": asdict(encoder.card),
@@ -64,41 +61,7 @@ def judge_all(
         "generators": judged,
     }
     arrays = {"real": (found["test"], test.labels)} | {n: (found[n], synthetic[n].labels) for n in synthetic}
-    return section, {"neighbours": neighbours, **_map(arrays, train.classes, seed)}
-
-
-class Settings(Protocol):
-    """What `evaluate_sets` needs to know."""
-
-    out: Path
-    size: int
-    encoder: str
-    seed: int
-    device: str
-
-
-def evaluate_sets(real: TileSet, synthetic: TileSet, config: Settings) -> Path:
-    """Judge a synthetic tile set against a real one; returns the path of the scores (JSON).
-
-    Raises:
-        DataError: the two have no class in common, or the real one has no train or test split.
-    """
-    shared = [c for c in real.classes if c in synthetic.classes]
-    if not shared:
-        raise DataError(
-            f"The real tiles have the classes {', '.join(real.classes)}, the synthetic {', '.join(synthetic.classes)}.",
-            "Give two tile sets with the same class names.",
-        )
-    splits = {s: real.array(s, size=config.size) for s in ("train", "test")}
-    for name, array in splits.items():
-        if len(array) == 0:
-            raise DataError(f"{real.folder} has no {name} tiles.", "Import it again with a split.")
-    made = align(synthetic.array(size=config.size), real.classes)
-    name = str(synthetic.meta.get("generator") or "synthetic")
-    section, _ = judge_all(splits, {name: made}, config.encoder, config.out, config.seed, config.device)
-    path = config.out / "fidelity.json"
-    write_json(path, section)
-    return path
+    return section, {"neighbours": neighbours, **embedding_map(arrays, train.classes, seed)}
 
 
 def align(array: TileArray, classes: tuple[str, ...]) -> TileArray:
@@ -109,13 +72,15 @@ def align(array: TileArray, classes: tuple[str, ...]) -> TileArray:
     return TileArray(chosen.images, index[chosen.labels], chosen.ids, classes)
 
 
-def _encode(encoder: Encoder, array: TileArray, out: Path) -> np.ndarray:
+def encode(encoder: Encoder, array: TileArray, out: Path) -> np.ndarray:
+    """Features of tiles, float32 [N, dim], kept in the cache of the folder `out`."""
     return features(encoder, array.images, array.ids, array.digest(), out / "cache" / "features")
 
 
-def _pair_pictures(
+def pair_pictures(
     pairs: ClosestPairs, synthetic: TileArray, train: TileArray
 ) -> list[tuple[np.ndarray, np.ndarray, float, str]]:
+    """For the report: synthetic tile, its closest training tile, their distance, the class."""
     found = []
     for made, real, distance in list(zip(pairs.synthetic, pairs.training, pairs.distance, strict=True))[:_PAIRS]:
         label = synthetic.classes[synthetic.labels[made]]
@@ -123,7 +88,9 @@ def _pair_pictures(
     return found
 
 
-def _map(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], seed: int) -> dict[str, Any]:
+def embedding_map(
+    arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], seed: int
+) -> dict[str, Any]:
     """A two-dimensional map (t-SNE of the leading principal components) of real test and synthetic tiles."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -33,7 +33,7 @@ _STYLES = {
 }
 _MORE_STYLES = (("#6b4c9a", "^"), ("#2f7d5b", "v"), ("#8a6d00", "P"), ("#a03a6c", "X"))
 _PIXELS_PER_INCH = 96  # of CSS
-_THIRD, _HALF = 3.58, 5.49  # inches: so many panels side by side fill the page
+THIRD, HALF = 3.58, 5.49  # inches: so many panels side by side fill the page
 _DASHED = (0, (4, 3))
 
 
@@ -115,7 +115,7 @@ def metric_panel(points: Sequence[Point], title: str, better: str) -> Panel:
         _estimates(axes, points, unknown_at=floor if floor is not None else min(known, default=0), size=5.5)
         axes.locator_params(axis="x", nbins=4)
         arrow = {"lower": "◂ lower is better", "higher": "higher is better ▸"}.get(better, "best near 1")
-        _title(axes, title)
+        panel_title(axes, title)
         axes.set_xlabel(arrow)
         panel["alt"] = f"{title} ({arrow.strip('◂▸ ')}). " + "; ".join(f"{p.label}: {spell(p)}" for p in points) + "."
     return Panel(**panel)
@@ -124,7 +124,7 @@ def metric_panel(points: Sequence[Point], title: str, better: str) -> Panel:
 def reliability(bins: Sequence[Mapping[str, Any]], title: str, colour: str, ece: float | None) -> Panel:
     """Confidence against accuracy a bin, with the histogram of confidences below."""
     bins = [b for b in bins if b.get("count")]
-    with _drawing(_THIRD, 3.8, left=0.55, right=0.12, bottom=0.5, top=0.32) as (figure, panel):
+    with drawing(THIRD, 3.8, left=0.55, right=0.12, bottom=0.5, top=0.32) as (figure, panel):
         axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3.4, 1), "hspace": 0.09})
         axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=_DASHED)
         x = [b["confidence"] for b in bins]
@@ -132,7 +132,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str, colour: str, ece:
         axes.vlines(x, x, y, color=colour, linewidth=2.2, alpha=0.28)
         axes.plot(x, y, color=colour, marker="o", markersize=5, linewidth=1.6)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share correct")
-        _title(axes, title)
+        panel_title(axes, title)
         axes.text(0.04, 0.94, "too modest", color=MUTED, va="top", fontsize=8)
         axes.text(0.96, 0.06, "too sure", color=MUTED, ha="right", fontsize=8)
         middle = [(b["low"] + b["high"]) / 2 for b in bins]
@@ -158,12 +158,12 @@ def confusion(matrix: Sequence[Sequence[float]], labels: Sequence[str], title: s
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     k = len(labels)
     names = [shorten(label, 12) for label in labels]
-    room = max(map(_inches, names), default=0) + 0.42
-    width = _THIRD if k <= 10 else _HALF if k <= 24 else 7.6
+    room = max(map(text_inches, names), default=0) + 0.42
+    width = THIRD if k <= 10 else HALF if k <= 24 else 7.6
     side = min(width - room - 0.12, 0.6 * k)
-    width = max(side + room + 0.12, room + 1.15 * _inches(title, 9.5))
+    width = max(side + room + 0.12, room + 1.15 * text_inches(title, 9.5))
     right = width - room - side
-    with _drawing(width, side + room + 0.32, left=room, right=right, bottom=room, top=0.32) as (figure, panel):
+    with drawing(width, side + room + 0.32, left=room, right=right, bottom=room, top=0.32) as (figure, panel):
         axes = figure.subplots()
         axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", ("#ffffff", colour)), vmin=0, vmax=1)
         size = min(9.0, 72 * side / k * 0.38)
@@ -174,7 +174,7 @@ def confusion(matrix: Sequence[Sequence[float]], labels: Sequence[str], title: s
         axes.set_xticks(range(k), names, rotation=90)
         axes.set_yticks(range(k), names)
         axes.set(xlabel="predicted", ylabel="true")
-        _title(axes, title)
+        panel_title(axes, title)
         axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
         axes.grid(which="minor", color=RULE, linewidth=0.6)
@@ -188,7 +188,7 @@ def embedding(
     limits: tuple[np.ndarray, np.ndarray],
 ) -> Panel:  # fmt: skip
     """A 2-D map [n, 2] of one source in class colours over the real tiles in grey, classes named in place."""
-    with _drawing(_THIRD, _THIRD + 0.3, left=0.02, right=0.02, bottom=0.02, top=0.32) as (figure, panel):
+    with drawing(THIRD, THIRD + 0.3, left=0.02, right=0.02, bottom=0.02, top=0.32) as (figure, panel):
         axes = figure.subplots()
         axes.scatter(backdrop[:, 0], backdrop[:, 1], s=9, color="#d3d8dc", linewidths=0, rasterized=True)
         names = np.asarray(labels)
@@ -206,7 +206,7 @@ def embedding(
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set_visible(True)
-        _title(axes, title)
+        panel_title(axes, title)
         panel["alt"] = (
             f"Two-dimensional map, {title}: {len(points)} tiles in {len(present)} classes "
             f"over {len(backdrop)} real tiles in grey."
@@ -234,10 +234,10 @@ def _rows(
 ) -> Iterator[tuple[Axes, dict[str, Any]]]:
     """Axes with a row of `pitch` inches a point, named on the left; `numbers` is the format of those on the right."""
     labels = [shorten(p.label, 44) for p in points]
-    left = min(max(map(_inches, labels), default=0) + 0.12, 0.45 * width)
-    right = max((_inches(spell(p, numbers)) for p in points), default=0) + 0.2 if numbers else 0.12
+    left = min(max(map(text_inches, labels), default=0) + 0.12, 0.45 * width)
+    right = max((text_inches(spell(p, numbers)) for p in points), default=0) + 0.2 if numbers else 0.12
     height = top + pitch * len(points) + 0.52
-    with _drawing(width, height, left=left, right=right, bottom=0.52, top=top) as (figure, panel):
+    with drawing(width, height, left=left, right=right, bottom=0.52, top=top) as (figure, panel):
         axes = figure.subplots()
         yield axes, panel
         axes.set_yticks(range(len(points)), labels)
@@ -266,7 +266,8 @@ def _estimates(axes: Axes, points: Sequence[Point], unknown_at: float, size: flo
                   markerfacecolor="white" if point.hollow else point.colour, markeredgewidth=1.5)  # fmt: skip
 
 
-def _title(axes: Axes, text: str) -> None:
+def panel_title(axes: Axes, text: str) -> None:
+    """A chart's title above its left edge."""
     # explicit height: finding it automatically measures every label again
     axes.set_title(text, loc="left", fontweight="bold", color=INK, fontsize=9.5, y=1.0, pad=7)
 
@@ -277,7 +278,7 @@ def _decimals(point: Point) -> int:
     return 1 if largest >= 10 else 2 if largest >= 1 else 3 if largest >= 0.1 else 4
 
 
-def _inches(text: str, size: float = 8.5) -> float:
+def text_inches(text: str, size: float = 8.5) -> float:
     """About how wide a text is; East Asian characters are twice as wide as Latin ones."""
     units = sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in text)
     return units * 0.55 * size / 72
@@ -309,7 +310,7 @@ def _confusions(counts: np.ndarray, shares: np.ndarray, labels: Sequence[str]) -
 
 
 @contextmanager
-def _drawing(
+def drawing(
     width: float, height: float, *, left: float, right: float, bottom: float, top: float
 ) -> Iterator[tuple[Figure, dict[str, Any]]]:
     """A figure with margins, all in inches; on leaving, the dict holds the fields of a `Panel` but for `alt`."""

@@ -105,6 +105,8 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
                 write_png(out / path, tile)
                 tick()
     table["sha256"] = [sha256_file(out / p) for p in table.path]
+    card = read_card(checkpoint)
+    bank = sum(len(ids) for ids in card.get("bank_ids") or [])
     return TileSet.create(
         out,
         table,
@@ -114,6 +116,11 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
         generator=generator.card["kind"],
         parents=[table.checkpoint.iloc[0]],
         licence=generator.card.get("licence", ""),
+        size=generator.size,
+        trained_on=card.get("trained_on") or {},
+        training_data=card.get("data", ""),
+        generator_parents=card.get("parents") or [],
+        conditioned_on=f"features of {bank} of its training tiles" if bank else "",
     )
 
 

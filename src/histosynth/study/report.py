@@ -17,7 +17,7 @@ from histosynth.study.sheets import columns_for, encode_sheets, write_sheet_png
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["Pictures", "render", "write_report", "write_sheet_png"]
+__all__ = ["Pictures", "page_template", "pair_groups", "render", "sample_sheet", "write_report", "write_sheet_png"]
 
 # bytes of tiles before base64; with the charts the page stays below 6 MB
 _SAMPLES_BUDGET = 2_700_000
@@ -54,11 +54,12 @@ def write_report(folder: Path | str, report: dict[str, Any], pictures: Pictures)
 
 def render(report: Mapping[str, Any], pictures: Pictures) -> str:
     """The page: HTML without any reference to another file."""
-    return _template().render(_context(report, pictures))
+    return page_template("report.html.j2").render(_context(report, pictures))
 
 
 @cache
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A page of the folder templates, with the filters that put numbers into words."""
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
@@ -68,10 +69,10 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("duration", "number", "percent", "pretty", "score_title", "signed"):
-        function = getattr(view, name)
-        environment.filters[name] = lambda value, *rest, f=function: f(_known(value), *rest)
-    return environment.get_template("report.html.j2")
+    for filter_ in ("duration", "number", "percent", "pretty", "score_title", "signed"):
+        function = getattr(view, filter_)
+        environment.filters[filter_] = lambda value, *rest, f=function: f(_known(value), *rest)
+    return environment.get_template(name)
 
 
 def _known(value: Any) -> Any:
@@ -103,8 +104,8 @@ def _context(report: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
         "baseline": next((arm for arm in shown if arm["name"] == baseline), None),
         "level": view.level(part(report, "utility", "protocol").get("interval")),
         "forest": view.verdict_forest(report, generators),
-        "sheet": _sheet(pictures.samples, classes, generators),
-        "pairs": _pairs(pictures.neighbours, titles),
+        "sheet": sample_sheet(pictures.samples, classes, generators),
+        "pairs": pair_groups(pictures.neighbours, titles),
         "maps": _maps(pictures, classes, {"real": "Real"} | titles),
         "arms": shown,
         "arms_panel": view.arms_panel(report, generators, baseline),
@@ -121,9 +122,10 @@ def _context(report: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
     }
 
 
-def _sheet(
+def sample_sheet(
     samples: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[Mapping[str, Any]], generators: Sequence[str]
 ) -> dict[str, Any] | None:
+    """Montages of every source and class for the page; None without tiles."""
     sources = [s for s in ("real", *generators) if any(len(t) for t in samples.get(s, {}).values())]
     shown = [c for c in classes if any(len(samples[s].get(c["label"], ())) for s in sources)]
     if not shown:
@@ -144,9 +146,10 @@ def _sheet(
     return {"sources": sources, "classes": shown, "cells": cells, "how": encoded.how}
 
 
-def _pairs(
+def pair_groups(
     neighbours: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, float, str]]] | None, titles: Mapping[str, str]
 ) -> list[dict[str, Any]]:
+    """Pictures of pairs of tiles for the page, a group a source."""
     chosen = {g: list(pairs)[:_PAIRS_SHOWN] for g, pairs in (neighbours or {}).items() if pairs}
     groups = [(np.stack(pair[:2]), 2) for pairs in chosen.values() for pair in pairs]
     uris = iter(encode_sheets(groups, _PAIRS_BUDGET).uris)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -64,6 +64,18 @@ class TileArray:
     def size(self) -> int:
         """Edge length in pixels."""
         return self.images.shape[-1]
+
+    @cached_property
+    def members(self) -> dict[int, dict[int, np.ndarray]]:
+        """Positions of the tiles by class and source, ascending; classes without tiles are left out."""
+        sources = np.zeros(len(self), np.int64) if self.sources is None else self.sources
+        order = np.lexsort((sources, self.labels))
+        keys = np.stack([self.labels[order], sources[order]])
+        cuts = np.flatnonzero((np.diff(keys) != 0).any(axis=0)) + 1
+        found: dict[int, dict[int, np.ndarray]] = {}
+        for part in np.split(order, cuts) if len(order) else []:
+            found.setdefault(int(self.labels[part[0]]), {})[int(sources[part[0]])] = part
+        return found
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> TileArray:
         """The tiles at these positions, in this order (copied into memory)."""
@@ -145,27 +157,38 @@ def batch_at(
     images = torch.from_numpy(np.ascontiguousarray(array.images[indices]))
     if augment:
         turns = numpy_rng(seed, "symmetry", step).integers(0, 8, size=batch_size)
-        images = torch.stack([symmetry(tile, int(k)) for tile, k in zip(images, turns, strict=True)])
+        images = turned(images, turns)
     labels = torch.from_numpy(array.labels[indices].astype(np.int64))
     return Batch(images, labels, [array.ids[i] for i in indices])
 
 
 def symmetry(images: torch.Tensor, which: int) -> torch.Tensor:
     """One of the eight symmetries of the square, 0 (identity) to 7, on [..., H, W]."""
-    turned = images.rot90(which % 4, (-2, -1))
-    return turned.flip(-1) if which >= 4 else turned
+    rotated = images.rot90(which % 4, (-2, -1))
+    return rotated.flip(-1) if which >= 4 else rotated
+
+
+def turned(images: torch.Tensor, which: np.ndarray) -> torch.Tensor:
+    """Square tiles [N, C, S, S] on the CPU, each with its own symmetry, 0 to 7 (see `symmetry`)."""
+    import torch
+
+    # one symmetry at a time: a few large copies instead of many small ones, gathered by NumPy, which is faster
+    result, pixels = torch.empty_like(images), images.numpy()
+    for k in np.unique(which).tolist():
+        here = np.flatnonzero(which == k)
+        result.numpy()[here] = symmetry(torch.from_numpy(pixels[here]), k).numpy()
+    return result
 
 
 def _indices_at(array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int) -> np.ndarray:
-    labels = array.labels
-    sources = np.zeros(len(labels), np.int64) if array.sources is None else array.sources
     start = step * batch_size
     positions = np.arange(start, start + batch_size)
     if sampling == "natural":
-        return _walk(np.arange(len(labels)), positions, seed, "all")
+        return walk(len(array), positions, seed, "all")
     if sampling != "balanced":
         raise SettingError(f"sampling is {sampling!r}.", "Use balanced or natural.")
-    present = np.unique(labels)
+    members = array.members
+    present = np.array(sorted(members))
     # deal the classes like cards: every run of len(present) positions holds each class once, in a
     # random order, so that any batch is as balanced as its size allows
     rounds, slots = positions // len(present), positions % len(present)
@@ -175,22 +198,25 @@ def _indices_at(array: TileArray, step: int, batch_size: int, sampling: Sampling
         here = rounds == round_
         picked[here] = order[slots[here]]
     indices = np.empty(batch_size, dtype=np.int64)
-    for label in np.unique(picked):
-        kinds = np.unique(sources[labels == label])
-        for turn, kind in enumerate(kinds):  # the sources of a class take turns
+    for label in np.unique(picked).tolist():
+        kinds = members[label]
+        for turn, (kind, tiles) in enumerate(kinds.items()):  # the sources of a class take turns
             here = (picked == label) & (rounds % len(kinds) == turn)
-            members = np.flatnonzero((labels == label) & (sources == kind))
-            indices[here] = _walk(members, rounds[here] // len(kinds), seed, f"class {label} source {kind}")
+            passes = rounds[here] // len(kinds)
+            indices[here] = tiles[walk(len(tiles), passes, seed, f"class {label} source {kind}")]
     return indices
 
 
-def _walk(members: np.ndarray, positions: np.ndarray, seed: int, name: str) -> np.ndarray:
-    """The members at these positions of an endless walk, reshuffled every pass."""
-    key, count = members.tobytes(), len(members)
-    return np.array([_order(key, seed, name, int(p // count))[p % count] for p in positions], dtype=np.int64)
+def walk(count: int, positions: np.ndarray, seed: int, name: str) -> np.ndarray:
+    """Which of `count` things stand at these positions of an endless walk that is reshuffled every pass."""
+    found = np.empty(len(positions), dtype=np.int64)
+    passes = positions // count
+    for number in np.unique(passes).tolist():
+        here = passes == number
+        found[here] = _order(count, seed, name, number)[positions[here] % count]
+    return found
 
 
 @lru_cache(maxsize=256)
-def _order(members: bytes, seed: int, name: str, epoch: int) -> np.ndarray:
-    rng = np.random.default_rng(derive(seed, "order", name, epoch))
-    return rng.permutation(np.frombuffer(members, dtype=np.int64))
+def _order(count: int, seed: int, name: str, number: int) -> np.ndarray:
+    return np.random.default_rng(derive(seed, "order", name, number)).permutation(count)

@@ -15,7 +15,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from histosynth.core.errors import DataError, HistosynthError, RunError
-from histosynth.core.files import explain_os_error, read_json, write_json
+from histosynth.core.files import explain_os_error, read_json, sha256_file, write_json
 from histosynth.core.progress import Tick, bar, say
 from histosynth.tiles.web import REMEDY, PassingError, Patience, open_url, pause, retry_after
 
@@ -30,7 +30,8 @@ def fetch(url: str, path: Path, *, size: int | None, digest: str, patience: Pati
         url: https, or http to this machine; redirects are followed, but not away from https.
         path: appears only when complete and verified; meanwhile the bytes are in `<path>.part`.
         size: bytes that the file has; None: what the server says.
-        digest: the MD5 of the file, in hexadecimal.
+        digest: the MD5 of the file, in hexadecimal; or "sha256:" and how its SHA-256 begins; or "" where nobody
+            published a checksum.
 
     Raises:
         RunError: the server refuses or cannot be reached; another process downloads the same file; disk full.
@@ -43,12 +44,12 @@ def fetch(url: str, path: Path, *, size: int | None, digest: str, patience: Pati
             _lock(stream, part)
             _Download(url, part, note, stream, size, digest, patience).run()
             os.fsync(stream.fileno())
-        found = md5_file(part, path.name)
-        if found != digest:
+        kind, found = _checksum(part, path.name, digest)
+        if not found.startswith(digest.removeprefix("sha256:")):
             bad = path.with_name(path.name + ".bad")
             os.replace(part, bad)
             raise DataError(
-                f"{url} gave a file with the MD5 {found} where {digest} is expected; it was set aside as {bad}.",
+                f"{url} gave a file with the {kind} {found} where {digest} is expected; it was set aside as {bad}.",
                 "Repeat the command to download it again. If that does not help, the file on the server, or a "
                 "proxy between, is at fault: take it from elsewhere (--mirror URL).",
             )
@@ -67,6 +68,13 @@ def md5_file(path: Path, name: str) -> str:
             digest.update(chunk)
             tick(_megabytes(len(chunk)))
     return digest.hexdigest()
+
+
+def _checksum(path: Path, name: str, wanted: str) -> tuple[str, str]:
+    """(kind, value) of the checksum that `wanted` asks for."""
+    if wanted.startswith("sha256:"):
+        return "SHA-256", sha256_file(path)
+    return "MD5", md5_file(path, name) if wanted else ""
 
 
 def _megabytes(size: int) -> int:

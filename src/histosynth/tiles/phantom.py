@@ -21,30 +21,12 @@ from histosynth.core.errors import SettingError
 from histosynth.tiles._phantom_anatomy import LAYOUTS
 from histosynth.tiles._phantom_canvas import Canvas
 from histosynth.tiles._phantom_tissue import Biology
+from histosynth.tiles.classes import CLASS_TABLES
 
-CLASS_NAMES: dict[str, str] = {
-    "ADI": "adipose tissue",
-    "BACK": "background",
-    "DEB": "necrotic debris",
-    "LYM": "lymphocytes",
-    "MUC": "mucin",
-    "MUS": "smooth muscle",
-    "NORM": "normal colon mucosa",
-    "STR": "cancer-associated stroma",
-    "TUM": "colorectal adenocarcinoma epithelium",
-}
+_NCT = CLASS_TABLES["nct-crc"]
+CLASS_NAMES: dict[str, str] = {label: info.name for label, info in _NCT.items()}
 CLASSES: tuple[str, ...] = tuple(CLASS_NAMES)
-CLASS_COLOURS: dict[str, str] = {
-    "ADI": "#F2CEEE",
-    "BACK": "#D859D0",
-    "DEB": "#A50026",
-    "LYM": "#4575B4",
-    "MUC": "#74ADD1",
-    "MUS": "#D73027",
-    "NORM": "#D4DF38",
-    "STR": "#762A83",
-    "TUM": "#000000",
-}
+CLASS_COLOURS: dict[str, str] = {label: info.colour for label, info in _NCT.items()}
 
 MIN_SIZE, MAX_SIZE = 16, 4096
 MIN_FIELD_UM, MAX_FIELD_UM = 60.0, 400.0

@@ -1,11 +1,10 @@
-"""Import real tiles: a folder of class folders, or a folder with a CSV (path, label, patient, split)."""
+"""Sources of tiles (class folders, tables, archives, dataset_tool zips), and their import as a tile set."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,193 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from histosynth.core.errors import DataError, HistosynthError, did_you_mean
+from histosynth.core.errors import DataError
 from histosynth.core.files import atomic_path
 from histosynth.core.progress import bar, say
-from histosynth.tiles.images import EXTENSIONS, read_rgb, write_png
-from histosynth.tiles.split import SplitConfig, check_no_straddling, near_duplicate_groups, split_by_group
-from histosynth.tiles.tileset import SPLITS, TileSet, claim, safe_name
+from histosynth.tiles._source_stores import ArchiveStore, FolderStore, Store, has_images, parquet_images
+from histosynth.tiles._source_tables import from_csv, from_folders, from_labels, from_parquet, is_image, labels_of
+from histosynth.tiles.archives import is_archive, open_archive
+from histosynth.tiles.classes import CLASS_TABLES, class_entry, load_class_table
+from histosynth.tiles.duplicates import near_duplicate_groups
+from histosynth.tiles.images import decode, read_bytes, read_rgb, write_png
+from histosynth.tiles.split import SplitConfig, divide
+from histosynth.tiles.tileset import TileSet, claim, safe_name
 
 _READERS = 4
 _MIN_EDGE = 16
-_SPLIT_ALIASES = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
+_LABELS = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tiles that are not in a tile set yet. Can be pickled; files are opened when they are read.
+
+    Attributes:
+        path: the folder, table or archive.
+        table: columns path, label, patient, split, as text ("" = not given); attrs["empty"] lists classes
+            without images.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    store: Store
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a tile.
+
+        Args:
+            path: a value of the column `path`.
+
+        Raises:
+            DataError: no such tile, or its bytes are damaged.
+        """
+        return self.store.read(path)
+
+    def rgb(self, path: str) -> tuple[np.ndarray, str]:
+        """A tile as `images.read_rgb` gives it: (uint8 [H, W, 3], format).
+
+        Raises:
+            DataError: no such tile, or it is damaged.
+        """
+        return read_rgb(self.read(path), self.store.name(path))
+
+
+def open_source(path: Path | str, *, cache: Path | str | None = None, class_names: Sequence[str] = ()) -> Source:
+    """List the tiles of a source; no tile is read yet.
+
+    A source is a folder of class folders; a folder that holds one CSV, parquet file or dataset.json; a CSV or
+    parquet file (columns path, label, patient, split; parquet may hold the images too); or a zip or tar
+    archive of any of these, at its top or below a single folder.
+
+    Args:
+        path: the source.
+        cache: where a compressed tar is kept decompressed; by default a temporary folder that goes with the
+            source.
+        class_names: labels by class index, for a dataset.json.
+
+    Raises:
+        DataError: nothing there, a damaged or unsafe archive, or a table that lacks columns.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist.", "Give a folder of class folders, or one with a CSV.")
+    if path.is_dir():
+        return _from_folder(path, class_names)
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return Source(path, from_csv(read_bytes(path), str(path)), FolderStore(path.parent))
+    if suffix == ".parquet":
+        return _from_parquet_files(path, (path,))
+    if is_archive(path):
+        return _from_archive(path, cache, class_names)
+    raise DataError(f"{path} is a file.", "Give the folder that holds the class folders, a table, or an archive.")
+
+
+def list_tiles(path: Path | str) -> pd.DataFrame:
+    """The table of a source: path, label, patient, split; see `open_source`."""
+    return open_source(path).table
+
+
+def _from_folder(path: Path, class_names: Sequence[str]) -> Source:
+    top = sorted(p.name for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    listings = _listings(top, str(path))
+    if listings and listings[0].lower().endswith(".csv"):
+        return Source(path, from_csv(read_bytes(path / listings[0]), str(path / listings[0])), FolderStore(path))
+    if listings:
+        return _from_parquet_files(path, tuple(path / name for name in listings))
+    if _LABELS in top and (content := labels_of(read_bytes(path / _LABELS), str(path))):
+        return Source(path, from_labels(content, str(path), class_names), FolderStore(path))
+    folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = (name for folder in folders for name in _files(path, folder))
+    return Source(path, from_folders(names, map(_printable, folders), str(path)), FolderStore(path))
+
+
+def _from_archive(path: Path, cache: Path | str | None, class_names: Sequence[str]) -> Source:
+    archive = open_archive(path, cache=cache)
+    names = list(archive.members)
+    prefix = _single_top(names)
+    names = [name.removeprefix(prefix) for name in names]
+    store = ArchiveStore(archive, prefix)
+    listings = _listings([name for name in names if "/" not in name], str(path))
+    if len(listings) > 1:
+        raise DataError(f"{path} has several parquet files ({', '.join(listings)}).", "Unpack it first.")
+    if listings:
+        from io import BytesIO
+
+        data, where = store.read(listings[0]), store.name(listings[0])
+        read_table = from_csv if listings[0].lower().endswith(".csv") else lambda d, w: from_parquet(BytesIO(d), w)
+        return Source(path, read_table(data, where), store)
+    if _LABELS in names and (content := labels_of(store.read(_LABELS), str(path))):
+        return Source(path, from_labels(content, str(path), class_names), store)
+    folders = {f.removeprefix(prefix).partition("/")[0] for f in archive.folders if f"{f}/" != prefix}
+    return Source(path, from_folders(names, folders, str(path)), store)
+
+
+def _from_parquet_files(path: Path, files: tuple[Path, ...]) -> Source:
+    if has_images(files[0]):
+        table, store = parquet_images(files)
+        return Source(path, table, store)
+    if len(files) > 1:
+        names = ", ".join(p.name for p in files)
+        raise DataError(f"{path} has several parquet files ({names}).", "Give the path of the one to use.")
+    return Source(path, from_parquet(files[0], str(files[0])), FolderStore(files[0].parent))
+
+
+def _listings(names: Sequence[str], where: str) -> list[str]:
+    """The tables among the files of one folder: one CSV, or else all parquet files; [] if there is none."""
+    tables = [name for name in names if name.lower().endswith(".csv")]
+    if len(tables) > 1:
+        tables = [name for name in tables if name == "tiles.csv"] or tables
+    if len(tables) > 1:
+        raise DataError(f"{where} has several CSV files ({', '.join(tables)}).", "Give the path of the one to use.")
+    if tables:
+        return tables
+    parquet = sorted(name for name in names if name.lower().endswith(".parquet"))
+    return [name for name in parquet if name == "tiles.parquet"] or parquet
+
+
+def _single_top(names: Sequence[str]) -> str:
+    """ "TOP/" if an archive holds one folder TOP with all of the classes or the table in it, else ""."""
+    counted = [n for n in names if is_image(n) or n.lower().endswith((".csv", ".parquet")) or n.endswith(_LABELS)]
+    tops = {name.partition("/")[0] for name in counted}
+    if len(tops) != 1 or any("/" not in name for name in counted):
+        return ""
+    top = tops.pop()
+    inner = [name.removeprefix(f"{top}/") for name in counted]
+    if any("/" not in name and not is_image(name) for name in inner):
+        return f"{top}/"
+    known = any(top in table for table in CLASS_TABLES.values())
+    return f"{top}/" if not known and all("/" in name for name in inner) else ""
+
+
+def _files(base: Path, folder: str) -> Iterator[str]:
+    for parent, folders, names in os.walk(base / folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            yield _printable((Path(parent) / name).relative_to(base).as_posix())
+
+
+def _printable(name: str) -> str:
+    """A file name that is no valid text cannot be kept in a table; the changed name is set aside as missing."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def unique_ids(paths: pd.Series) -> list[str]:
+    """Short ids from file names; the whole path where two files share a name."""
+    stems = [Path(p).stem for p in paths]
+    counts = pd.Series(stems, dtype=object).value_counts().to_dict()
+    taken: set[str] = set()
+    ids = []
+    for path, stem in zip(paths, stems, strict=True):
+        plain = stem if counts[stem] == 1 else path.removesuffix(Path(path).suffix).replace("/", "__")
+        name = wanted = safe_name(plain)
+        again = 1
+        while name.casefold() in taken:  # also where upper and lower case are one file
+            again += 1
+            name = f"{wanted}-{again}"
+        taken.add(name.casefold())
+        ids.append(name)
+    return ids
 
 
 @dataclass(frozen=True)
@@ -31,11 +207,15 @@ class ImportConfig:
     """How tiles are imported."""
 
     split: SplitConfig = SplitConfig()
-    """Shares and seed of the split; ignored when the CSV brings a complete split."""
+    """Shares and seed of the split; ignored when the table brings a complete split."""
     licence: str = ""
     """Licence of the tiles, kept in tileset.json."""
     microns_per_pixel: float | None = None
     """Resolution of the tiles, kept in tileset.json."""
+    class_table: str = ""
+    """Names and colours: a known table such as nct-crc, or a YAML file; by default all known tables are searched."""
+    class_names: tuple[str, ...] = ()
+    """Labels by class index, for a dataset.json that has only numbers."""
 
 
 def import_tiles(source: Path | str, out: Path | str, config: ImportConfig = ImportConfig()) -> TileSet:
@@ -44,17 +224,23 @@ def import_tiles(source: Path | str, out: Path | str, config: ImportConfig = Imp
     Files that cannot be read, exact copies, and equal pixels under two labels are set aside: they stay in
     the table with the reason, and are never used.
 
+    Args:
+        source: anything that `open_source` takes.
+        out: folder of the new tile set.
+        config: how.
+
     Raises:
-        DataError: no tiles, a CSV without the needed columns, a patient in two splits, too few patients.
+        DataError: no tiles, a table without the needed columns, a patient in two splits, too few patients.
+        SettingError: an unknown class table.
         RunError: `out` cannot be written, or holds a tile set or other files.
     """
-    source, out = Path(source), Path(out)
-    listing = list_tiles(source)
+    known = load_class_table(config.class_table) if config.class_table else None
+    tiles, out = open_source(source, class_names=config.class_names), Path(out)
     claim(out)
-    table = _copy_all(source, listing, out)
-    _set_copies_aside(table)
+    table, thumbnails = _copy_all(tiles, out)
+    set_copies_aside(table)
     kept = table[table.kept]
-    empty = sorted(set(table.label) - set(kept.label)) + listing.attrs.get("empty", [])
+    empty = sorted(set(table.label) - set(kept.label)) + tiles.table.attrs.get("empty", [])
     if kept.empty:
         raise DataError(
             f"None of the {len(table)} files in {source} can be used (first: {table.reason.iloc[0]}).",
@@ -62,117 +248,36 @@ def import_tiles(source: Path | str, out: Path | str, config: ImportConfig = Imp
         )
     for label in empty:
         say(f"Class {label!r} has no usable tile and is left out.")
-    protocol = _assign_splits(table, out, config.split)
+    table, protocol = _split(table, thumbnails, config.split)
+    classes = sorted(set(kept.label))
+    described = {c: class_entry(c, i, len(classes), known) for i, c in enumerate(classes)}
     return TileSet.create(
         out,
         table,
-        sorted(set(kept.label)),
+        classes,
         made_by="import",
-        source=source.name,
+        source=tiles.path.name,
         split_protocol=protocol,
         empty_classes=empty,
         licence=config.licence,
         microns_per_pixel=config.microns_per_pixel,
         split={"val": config.split.val, "test": config.split.test, "seed": config.split.seed},
+        classes_info=described,
     )
 
 
-def list_tiles(source: Path) -> pd.DataFrame:
-    """The tiles of a source, before anything is read: path (relative), label, patient, split.
-
-    Raises:
-        DataError: nothing there, or a CSV that lacks columns.
-    """
-    if not source.exists():
-        raise DataError(f"{source} does not exist.", "Give a folder of class folders, or one with a CSV.")
-    if source.is_file():
-        if source.suffix.lower() == ".csv":
-            return _from_csv(source)
-        raise DataError(f"{source} is a file.", "Give the folder that holds the class folders, or a CSV.")
-    tables = sorted(p for p in source.glob("*.csv") if not p.name.startswith("."))
-    if len(tables) > 1:
-        tables = [p for p in tables if p.name == "tiles.csv"] or tables
-    if len(tables) > 1:
-        names = ", ".join(p.name for p in tables)
-        raise DataError(f"{source} has several CSV files ({names}).", "Give the path of the one to use.")
-    if tables:
-        return _from_csv(tables[0])
-    rows, empty = [], []
-    for folder in sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = list(_image_files(folder))
-        if not files:
-            empty.append(folder.name)
-        rows += [(str(f.relative_to(source)), folder.name, "", "") for f in files]
-    if not rows:
-        raise DataError(
-            f"{source} has no class folders with images ({', '.join(sorted(EXTENSIONS))}).",
-            "Expected SOURCE/<CLASS>/<tile>.png, or a CSV with the columns path, label, patient.",
-        )
-    labels = {row[1].lower() for row in rows}
-    if labels <= {*SPLITS, *_SPLIT_ALIASES}:
-        raise DataError(
-            f"The folders of {source} are called {', '.join(sorted(labels))}, like splits and not like classes.",
-            "Give a CSV with the columns path, label, patient, split, or import one of these folders.",
-        )
-    listing = pd.DataFrame(rows, columns=["path", "label", "patient", "split"])
-    listing.attrs["empty"] = empty
-    return listing
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                yield Path(parent) / name
-
-
-def _from_csv(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (OSError, ValueError) as error:
-        raise DataError(f"The table {path} cannot be read: {error}.", "Save it as UTF-8 CSV.") from error
-    table.columns = [str(c).strip().lower() for c in table.columns]
-    for column in ("path", "label"):
-        if column not in table:
-            raise DataError(
-                f"The table {path} has no column {column!r} (it has: {', '.join(table.columns)}).",
-                f"{did_you_mean(column, table.columns)} Rename it; the columns are path, label, patient, split.",
-            )
-    if table.empty:
-        raise DataError(f"The table {path} has no row.", "Add a row a tile: path, label, patient.")
-    for column in ("patient", "split"):
-        if column not in table:
-            table[column] = ""
-    table = table[["path", "label", "patient", "split"]].apply(lambda c: c.str.strip())
-    unlabelled = table.label == ""
-    if unlabelled.any():
-        first = table.path[unlabelled].iloc[0]
-        raise DataError(
-            f"The table {path} has {unlabelled.sum()} row(s) without a label (first: {first}).",
-            "Fill the column label in every row.",
-        )
-    table["split"] = table.split.str.lower().replace(_SPLIT_ALIASES)
-    unknown = sorted(set(table.split) - {*SPLITS, ""})
-    if unknown:
-        raise DataError(f"The table {path} has the split {unknown[0]!r}.", did_you_mean(unknown[0], SPLITS))
-    missing = (table.patient == "").sum()
-    if 0 < missing < len(table):
-        raise DataError(
-            f"The table {path} has {missing} row(s) without a patient.",
-            "Fill the column patient in every row, or leave it out altogether.",
-        )
-    table.attrs["base"] = path.parent
-    return table
-
-
-def _copy_all(source: Path, listing: pd.DataFrame, out: Path) -> pd.DataFrame:
-    base = Path(listing.attrs.get("base", source))
-    ids = _unique_ids(listing.path)
+def _copy_all(source: Source, out: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Copy the tiles; return their table, and grey thumbnails uint8 [N, 32, 32]."""
+    listing = source.table
+    paths, labels, ids = listing.path.tolist(), listing.label.tolist(), unique_ids(listing.path)
+    thumbnails = np.zeros((len(listing), 32, 32), np.uint8)
 
     def work(position: int) -> dict[str, object]:
-        row = listing.iloc[position]
-        return _copy_one(base, row.path, row.label, ids[position], out)
+        row, pixels = _copy_one(source, paths[position], labels[position], ids[position], out)
+        if pixels is not None:
+            grey = Image.fromarray(pixels).convert("L")
+            thumbnails[position] = np.asarray(grey.resize((32, 32), Image.Resampling.BOX))
+        return row
 
     with ThreadPoolExecutor(_READERS) as pool, bar("Import tiles", len(listing)) as tick:
         done = []
@@ -180,11 +285,14 @@ def _copy_all(source: Path, listing: pd.DataFrame, out: Path) -> pd.DataFrame:
             done.append(result)
             tick()
     table = pd.DataFrame(done)
-    table["label"], table["patient"], table["split"] = listing.label, listing.patient, listing.split
-    return table
+    for column in ("label", "patient", "split"):
+        table[column] = listing[column].to_numpy()
+    return table, thumbnails
 
 
-def _copy_one(base: Path, relative: str, label: str, tile_id: str, out: Path) -> dict[str, object]:
+def _copy_one(
+    source: Source, relative: str, label: str, tile_id: str, out: Path
+) -> tuple[dict[str, object], np.ndarray | None]:
     target = f"images/{safe_name(label)}/{tile_id}.png"
     row: dict[str, object] = {
         "id": tile_id,
@@ -194,49 +302,29 @@ def _copy_one(base: Path, relative: str, label: str, tile_id: str, out: Path) ->
         "kept": False,
         "reason": "",
     }
-    path = base / relative
     try:
-        image, kind = read_rgb(path)
+        data = source.read(relative)
+        image = decode(data, source.store.name(relative))
     except DataError as error:
-        return row | {"reason": f"unreadable: {error.message}"}
-    height, width = image.shape[:2]
-    row |= {"format": kind, "width": width, "height": height}
+        return row | {"reason": f"unreadable: {error.message}"}, None
+    height, width = image.pixels.shape[:2]
+    row |= {"format": image.format, "width": width, "height": height}
     if min(height, width) < _MIN_EDGE:
-        return row | {"reason": f"too small: {width} x {height} pixels"}
-    write = out / target
-    if kind == "PNG" and _is_plain_png(path):
-        with atomic_path(write) as temporary:
-            shutil.copyfile(path, temporary)
+        return row | {"reason": f"too small: {width} x {height} pixels"}, None
+    if image.plain:
+        with atomic_path(out / target) as temporary:
+            temporary.write_bytes(data)
     else:
-        write_png(write, image)
-    pixels = np.ascontiguousarray(image).data
-    digest = hashlib.sha256(f"{width}x{height}".encode() + bytes(pixels)).hexdigest()
-    return row | {"sha256": digest, "kept": True}
+        write_png(out / target, image.pixels)
+    digest = hashlib.sha256(f"{width}x{height}".encode())
+    digest.update(np.ascontiguousarray(image.pixels).data)
+    return row | {"sha256": digest.hexdigest(), "kept": True}, image.pixels
 
 
-def _is_plain_png(path: Path) -> bool:
-    with Image.open(path) as image:
-        return image.mode == "RGB" and "transparency" not in image.info and not image.getexif()
-
-
-def _unique_ids(paths: pd.Series) -> list[str]:
-    """Short ids from file names; the whole path where two files share a name."""
-    stems = [Path(p).stem for p in paths]
-    counts = pd.Series(stems).value_counts()
-    seen: dict[str, int] = {}
-    ids = []
-    for path, stem in zip(paths, stems, strict=True):
-        name = safe_name(stem if counts[stem] == 1 else str(Path(path).with_suffix("")).replace(os.sep, "__"))
-        seen[name] = seen.get(name, 0) + 1
-        ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return ids
-
-
-def _set_copies_aside(table: pd.DataFrame) -> None:
+def set_copies_aside(table: pd.DataFrame) -> None:
+    """Set exact copies aside, all but the first, and equal pixels under two labels; changes kept and reason."""
     kept = table[table.kept]
-    for _, same in kept.groupby("sha256", sort=False):
-        if len(same) == 1:
-            continue
+    for _, same in kept[kept.sha256.duplicated(keep=False)].groupby("sha256", sort=False):
         labels = sorted(set(same.label))
         if len(labels) > 1:  # nobody can say which label is right
             table.loc[same.index, ["kept", "reason"]] = [
@@ -248,51 +336,8 @@ def _set_copies_aside(table: pd.DataFrame) -> None:
             table.loc[same.index[1:], ["kept", "reason"]] = [False, reason]
 
 
-def _assign_splits(table: pd.DataFrame, out: Path, config: SplitConfig) -> str:
-    """Fill the column split (and patient, where there is none); return the protocol in words."""
-    kept = table[table.kept]
-    given = set(kept.split) - {""}
-    if (kept.patient == "").all():
-        thumbnails = np.stack([_thumbnail(out / p) for p in kept.path])
-        groups = near_duplicate_groups(thumbnails)
-        # a given split is kept as it is: look-alikes on two sides are two groups
-        table.loc[kept.index, "patient"] = [f"{g}-{s}" if s else g for g, s in zip(groups, kept.split, strict=True)]
-        protocol = (
-            "by group of near-duplicate tiles, because no patients were given: tiles of one patient may be "
-            "on both sides, so the scores may be too good"
-        )
+def _split(table: pd.DataFrame, thumbnails: np.ndarray, config: SplitConfig) -> tuple[pd.DataFrame, str]:
+    kept = table.kept.to_numpy(bool)
+    if (table.patient[kept] == "").all():
         say("No patients are given, so the split is by near-duplicate groups; scores may be too good.")
-    else:
-        protocol = "by patient"
-    kept = table[table.kept]
-    if given:
-        if not {"train", "test"} <= given or (kept.split == "").any():
-            raise DataError(
-                f"The split column has only {sorted(given)}, or empty rows.",
-                "Give train and test (and val, if you have it) in every row, or drop the column.",
-            )
-        check_no_straddling(table)
-        protocol = f"as given, checked {protocol}"
-        if "val" not in given:
-            train = kept[kept.split == "train"]
-            table.loc[train.index, "split"] = _carve_validation(train, config)
-            protocol += "; validation taken from train"
-    else:
-        table.loc[kept.index, "split"] = split_by_group(kept.patient, kept.label, config)
-    check_no_straddling(table)
-    return protocol
-
-
-def _carve_validation(train: pd.DataFrame, config: SplitConfig) -> list[str]:
-    """Divide given training tiles into train and val: the two sides of a three-way split that are not val."""
-    share = config.val / (1 - config.test)
-    halves = SplitConfig(val=share, test=min(0.25, (1 - share) / 2), seed=config.seed)
-    return ["val" if s == "val" else "train" for s in split_by_group(train.patient, train.label, halves)]
-
-
-def _thumbnail(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX))
-    except OSError as error:  # written a moment ago, so the disk is at fault
-        raise HistosynthError(f"{path} cannot be read back: {error}.", "Check the disk.") from error
+    return divide(table, config, near_duplicate_groups(thumbnails[kept]))

@@ -8,7 +8,6 @@ cache/                 decoded pixels; can be deleted
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 import json
 import re
@@ -26,6 +25,7 @@ from histosynth.core.errors import DataError, RunError, did_you_mean
 from histosynth.core.files import atomic_path, ensure_folder, new_array, read_json, write_json
 from histosynth.core.progress import bar
 from histosynth.tiles.batches import TileArray
+from histosynth.tiles.classes import class_entry as class_entry
 from histosynth.tiles.images import read_rgb, square
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +35,11 @@ COLUMNS = {
     "generator": "", "checkpoint": "", "seed": -1, "reference": "",
 }  # fmt: skip
 _DECODERS = 4
-_PARTS = {"images", "tiles.parquet", "cache", "making.json"}  # of a tile set that is not finished
+# what may lie in the folder of a tile set that is not finished
+_PARTS = {
+    "images", "tiles.parquet", "cache", "making.json", "cutting", "slides", "slides.csv",
+    "preparing", "thresholds.yaml", "stain.json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -221,20 +225,6 @@ def safe_name(text: str) -> str:
         return text
     # two names that clean to the same text must not share a file
     return f"{cleaned[:64]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def class_entry(label: str, index: int, count: int) -> dict[str, str]:
-    """Name and colour of a class: the known ones for NCT-CRC codes, evenly spaced hues for others."""
-    from histosynth.tiles.phantom import CLASS_COLOURS, CLASS_NAMES
-
-    if label in CLASS_COLOURS:
-        return {"label": label, "name": CLASS_NAMES[label], "colour": CLASS_COLOURS[label]}
-    red, green, blue = colorsys.hls_to_rgb(index / max(count, 1), 0.45, 0.65)
-    return {
-        "label": label,
-        "name": label,
-        "colour": f"#{round(red * 255):02X}{round(green * 255):02X}{round(blue * 255):02X}",
-    }
 
 
 def set_aside(table: pd.DataFrame) -> dict[str, int]:

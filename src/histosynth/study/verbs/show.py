@@ -23,9 +23,10 @@ def describe(tileset: TileSet) -> None:
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*columns)
+    # folded, not cut: paths and commands stay whole
+    table = Table(*(Column(name, overflow="fold") for name in columns))
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -13,10 +13,11 @@ from histosynth.tiles.sources import ImportConfig, import_tiles
 
 
 def import_(source: Path, out: Path, *, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()) -> None:
-    """Import class folders, or a CSV (path, label, patient, split), as a tile set.
+    """Import tiles as a tile set: class folders, a table (path, label, patient, split), or an archive of either.
 
     Args:
-        source: a folder of class folders, a folder with a CSV, or a CSV.
+        source: a folder of class folders, a CSV or parquet file or a folder with one, a zip or tar archive, or
+            what NVIDIA's dataset_tool makes.
         out: folder of the new tile set.
     """
     describe(import_tiles(source, out, config))
