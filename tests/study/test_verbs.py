@@ -48,7 +48,7 @@ def test_train_generate_evaluate(tiles, tmp_path, capfd):
     assert stop.value.code == 2 and "another checkpoint or seed" in capfd.readouterr().err
     options = ["--size", "32", "--encoder", "colour", "--out", str(scores)]
     main(["evaluate", str(tiles), str(made), *options])
-    assert set(json.loads((scores / "fidelity.json").read_text())["generators"]) == {"gan"}
+    assert json.loads((scores / "report.json").read_text())["generator"]["name"] == "gan"
     with pytest.raises(SystemExit) as stop:
         main(["generate", str(checkpoint), str(tmp_path / "x"), "--classes", "TUMOUR"])
     assert stop.value.code == 2 and "'TUMOUR'" in capfd.readouterr().err

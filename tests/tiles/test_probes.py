@@ -15,7 +15,7 @@ from histosynth.core.errors import DataError
 from histosynth.tiles import probe_features as pf
 from histosynth.tiles import probes as pr
 
-EDGE = 96
+EDGE = 80
 
 
 def tissue(count: int, seed: int, roughness: float = 1.4) -> np.ndarray:
@@ -52,11 +52,11 @@ def tiles() -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def traces_probe(images: np.ndarray, labels: np.ndarray, groups: list[str]) -> pr.Probe:
     traces = pf.compression(images)
-    quality = pf.alike_quality(images[:40], traces[:40])
+    quality = pf.alike_quality(images[:24], traces[:24])
     return pr.probe_compression(traces, pf.compression(pf.compressed_alike(images, quality)), labels, groups, 3)
 
 
-@pytest.mark.parametrize("quality", [90, 60])
+@pytest.mark.parametrize("quality", [90, 50])
 def test_a_class_that_was_compressed_is_found(tiles: tuple[np.ndarray, np.ndarray, list[str]], quality: int) -> None:
     images, labels, groups = tiles
     leaky = images.copy()
@@ -65,7 +65,7 @@ def test_a_class_that_was_compressed_is_found(tiles: tuple[np.ndarray, np.ndarra
     assert found.level == "warning" and found.area[1] > 0.95 and found.score > found.null_high
 
 
-@pytest.mark.parametrize("quality", [None, 85, 50])
+@pytest.mark.parametrize("quality", [None, 60])
 def test_classes_of_different_texture_that_were_treated_alike_are_not(
     tiles: tuple[np.ndarray, np.ndarray, list[str]], quality: int | None
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_tint_is_found_by_colour_and_not_by_compression(tiles: tuple[np.ndarra
 def test_labels_without_meaning_are_rarely_reported() -> None:
     # tiles of a patient look alike and have mostly one label: what fools a probe that ignores patients
     flagged, small = 0, 0
-    for seed in range(15):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         patient = np.repeat(np.arange(24), rng.integers(2, 16, 24))
         x = rng.normal(size=(24, 6))[patient] + 0.3 * rng.normal(size=(len(patient), 6))
@@ -110,7 +110,7 @@ def test_labels_without_meaning_are_rarely_reported() -> None:
         found = pr.probe_class("mean colour", x, y, [str(p) for p in patient], 3)
         flagged += found.level != "none"
         small += found.p <= 0.1
-    assert flagged <= 1 and small <= 5
+    assert flagged <= 1 and small <= 4
 
 
 def test_a_patient_whose_tiles_all_have_one_class_does_not_fool_the_probe() -> None:
@@ -228,7 +228,7 @@ def test_wrong_input_is_named() -> None:
 
 
 def test_real_biopsies_compressed_alike_are_not_reported(real_data) -> None:
-    table = pd.read_csv(real_data / "ebhi-seg-128" / "tiles.csv").sample(240, random_state=0)
+    table = pd.read_csv(real_data / "ebhi-seg-128" / "tiles.csv").sample(120, random_state=0)
     images = np.stack([np.asarray(Image.open(real_data / "ebhi-seg-128" / p).convert("RGB")) for p in table.path])
     images = images.transpose(0, 3, 1, 2)
     labels = np.unique(table.label, return_inverse=True)[1] % 3

@@ -115,6 +115,8 @@ def test_tiles_that_are_all_alike_are_far_but_not_infinitely_far() -> None:
     assert np.isfinite(s.separation(flat, y, 2).mahalanobis).all()
     alone = s.separation(np.eye(3), np.arange(3), 3)
     assert np.isnan(alone.mahalanobis).all() and np.isnan(alone.kruskal).all() and np.isfinite(alone.euclidean).all()
+    points = s.separation(np.repeat(np.eye(2), 5, axis=0), np.repeat([0, 1], 5), 2)
+    assert points.euclidean[0, 1] > 1 and np.isnan(points.bhattacharyya).all() and points.silhouette == 1
     constant = s.separation(np.zeros((6, 2)), np.repeat([0, 1], 3), 2)
     assert constant.epsilon_squared.tolist() == [0, 0] and constant.silhouette == 0
     assert np.isnan(s.separation(np.ones((4, 2)), np.zeros(4, int), 1).silhouette)

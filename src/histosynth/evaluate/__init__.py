@@ -22,6 +22,7 @@ METRICS = Registry(
         "frechet_infinity": "histosynth.evaluate.frechet:INFINITY",
         "kid": "histosynth.evaluate.kernel:KID",
         "cmmd": "histosynth.evaluate.kernel:CMMD",
+        "cmmd_paper": "histosynth.evaluate.kernel:CMMD_PAPER",
         "coverage": "histosynth.evaluate.coverage:METRIC",
         "diversity": "histosynth.evaluate.diversity:METRIC",
     },

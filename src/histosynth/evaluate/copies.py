@@ -81,8 +81,8 @@ def copies(
         DataError: fewer than two tiles on a side, different D, values that are not finite, or images that do
             not go with the features.
     """
-    train, synthetic = checked_pair(train, synthetic)
-    _, held_out = checked_pair(train, held_out)
+    train, synthetic = checked_pair(train, synthetic, keep=True)
+    _, held_out = checked_pair(train, held_out, keep=True)
     real, _ = nearest(held_out, train)
     found, where = nearest(synthetic, train)
     own, _ = nearest(train, train, same=True)

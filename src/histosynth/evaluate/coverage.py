@@ -9,11 +9,13 @@ share of reference balls that hold any (Naeem et al. 2020). Two samples of one d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from histosynth.evaluate.checks import checked_pair
 from histosynth.evaluate.intervals import with_interval
-from histosynth.evaluate.neighbours import distance_rows, kth_squared
+from histosynth.evaluate.neighbours import Bounds, bounds, kth_squared, too_many
 from histosynth.evaluate.settings import Metric, Protocol
 
 
@@ -30,7 +32,7 @@ def coverage(
     """
     protocol = protocol or Protocol()
     k = protocol.k
-    reference, other = checked_pair(reference, other)
+    reference, other = checked_pair(reference, other, keep=True)
     halves_suffice = min(len(reference), len(other)) // 2 > k
     if halves_suffice:
         result = with_interval(lambda a, b: prdc(a, b, k), reference, other, protocol, seed, (0, np.inf))
@@ -48,17 +50,36 @@ def prdc(reference: np.ndarray, other: np.ndarray, k: int) -> dict[str, float]:
     balls_around = np.empty(len(other))
     recalled = np.zeros(len(reference), bool)
     covered = np.zeros(len(reference), bool)
-    for part, squares in distance_rows(other, reference):
-        inside = squares <= reach
-        balls_around[part] = inside.sum(1)
-        covered |= inside.any(0)
-        recalled |= (squares <= other_reach[part, None]).any(0)
+    for bound in bounds(other, reference):
+        for part, rows, columns, squares in _close_pairs(bound, reach, other_reach):
+            inside = squares <= reach[columns]
+            balls_around[part] = np.bincount(rows[inside], minlength=part.stop - part.start)
+            covered[columns[inside]] = True
+            recalled[columns[squares <= other_reach[part][rows]]] = True
     return {
         "precision": float((balls_around > 0).mean()),
         "recall": float(recalled.mean()),
         "density": float(balls_around.mean() / k),
         "coverage": float(covered.mean()),
     }
+
+
+def _close_pairs(
+    bound: Bounds, reach: np.ndarray, other_reach: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Every pair that may be in a ball of either side: rows of the part, position in it, column, squared distance."""
+    rows = other_reach[bound.part]
+    near = bound.at_most(reach[None]) | bound.at_most(rows[:, None])
+    if not too_many(near):
+        i, j = np.nonzero(near)
+        yield bound.part, i, j, bound.exact(i, j)
+        return
+    for dense in bound.dense():
+        limits = other_reach[dense.part, None]
+        dense.settle(reach)
+        squares = dense.settle(limits)
+        i, j = np.nonzero((squares <= reach) | (squares <= limits))
+        yield dense.part, i, j, squares[i, j]
 
 
 METRIC = Metric(coverage, {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher"})

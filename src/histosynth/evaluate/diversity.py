@@ -15,6 +15,8 @@ from histosynth.evaluate.intervals import subsample, with_interval
 from histosynth.evaluate.neighbours import distance_rows
 from histosynth.evaluate.settings import Metric, Protocol
 
+_ROWS = 4096
+
 
 def diversity(
     reference: np.ndarray, other: np.ndarray, protocol: Protocol | None = None, seed: int = 0
@@ -29,20 +31,32 @@ def diversity(
     Raises:
         DataError: fewer than two tiles on a side, different D, or values that are not finite.
     """
-    reference, other = checked_pair(reference, other)
+    reference, other = checked_pair(reference, other, keep=True)
     n = min(len(reference), len(other))
-    reference = reference[subsample(len(reference), n, seed, "diversity reference")]
-    other = other[subsample(len(other), n, seed, "diversity other")]
+    reference, other = (
+        side if len(side) == n else side[subsample(len(side), n, seed, f"diversity {name}")]
+        for name, side in (("reference", reference), ("other", other))
+    )
     return with_interval(_ratios, reference, other, protocol or Protocol(), seed, (0, np.inf))
 
 
-def vendi(features: np.ndarray) -> float:
-    """The Vendi score of features [N, D] with the cosine kernel: 1 (all alike) to N (all different)."""
-    features = checked(features)
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.where(length > 0, length, 1) / np.sqrt(len(features))
-    gram = unit @ unit.T if len(unit) < unit.shape[1] else unit.T @ unit
-    values = linalg.eigvalsh(gram, driver="ev", check_finite=False)
+def vendi(features: np.ndarray, centre: np.ndarray | float = 0.0) -> float:
+    """The Vendi score of features [N, D] with the cosine kernel: 1 (all alike) to N (all different).
+
+    Args:
+        centre: [D], taken off each tile first.
+    """
+    features = checked(features, keep=True)
+    n, dim = features.shape
+    if n < dim:
+        unit = _unit(features, centre)
+        gram = unit @ unit.T
+    else:
+        gram = np.zeros((dim, dim))
+        for start in range(0, n, _ROWS):
+            unit = _unit(features[start : start + _ROWS], centre)
+            gram += unit.T @ unit
+    values = linalg.eigvalsh(gram / n, driver="ev", check_finite=False, overwrite_a=True)
     values = values[values > 1e-12]
     values = values / values.sum()
     return float(np.exp(-(values * np.log(values)).sum()))
@@ -50,17 +64,30 @@ def vendi(features: np.ndarray) -> float:
 
 def mean_pairwise(features: np.ndarray) -> float:
     """Mean Euclidean distance between two different tiles of features [N, D]."""
-    features = checked(features)
-    total = sum(float(np.sqrt(squares).sum()) for _, squares in distance_rows(features, features))
-    return total / (len(features) * (len(features) - 1))
+    features = checked(features, keep=True)
+    n, total = len(features), 0.0
+    for start in range(0, n, _ROWS):
+        rows = features[start : start + _ROWS]
+        # each pair once: a block with itself holds its pairs twice
+        for _, squares in distance_rows(rows, features[start:]):
+            roots = np.sqrt(squares, out=squares)
+            total += float(roots.sum()) - 0.5 * float(roots[:, : len(rows)].sum())
+    return 2 * total / (n * (n - 1))
+
+
+def _unit(rows: np.ndarray, centre: np.ndarray | float) -> np.ndarray:
+    away = np.asarray(rows, np.float64) - centre
+    length = np.linalg.norm(away, axis=1, keepdims=True)
+    away /= np.where(length > 0, length, 1)
+    return away
 
 
 def _ratios(reference: np.ndarray, other: np.ndarray) -> dict[str, float]:
     # one centre for both sides, without which the cosine would measure how far the origin is
-    centre = reference.mean(0)
+    centre = reference.mean(0, dtype=np.float64)
     tiny = np.finfo(np.float64).tiny
     return {
-        "vendi_ratio": vendi(other - centre) / vendi(reference - centre),
+        "vendi_ratio": vendi(other, centre) / vendi(reference, centre),
         "spread_ratio": mean_pairwise(other) / max(mean_pairwise(reference), tiny),
     }
 

@@ -110,8 +110,8 @@ def prior(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) -> list[Fin
     if len(apart) and apart.max() > _PRIOR_APART:
         label = apart.idxmax()
         text += (
-            f" The sets themselves differ most in {label}: {ours.get(label, 0):.0%} of the real test tiles, "
-            f"{theirs.get(label, 0):.0%} of the {_other(facts)} tiles."
+            f" The sets themselves differ most in {label}: {_percent(ours.get(label, 0))} of the real test tiles, "
+            f"{_percent(theirs.get(label, 0))} of the {_other(facts)} tiles."
         )
     return [Finding("class prior", "note", text)]
 
@@ -138,14 +138,14 @@ def formats(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) -> list[F
     remedy = "Train and compare with tiles that were never compressed, or compress both sides alike."
     if abs(shares[0] - shares[1]) > 0.01:
         text = (
-            f"{shares[0]:.0%} of the real and {shares[1]:.0%} of the {_other(facts)} tiles come from lossy files "
-            f"({_formats(tiles)} against {_formats(synthetic)}): compression alone can move every score."
+            f"{_percent(shares[0])} of the real and {_percent(shares[1])} of the {_other(facts)} tiles come from lossy "
+            f"files ({_formats(tiles)} against {_formats(synthetic)}): compression alone can move every score."
         )
         return [Finding("file formats", "strong", text, remedy)]
     ours, theirs = facts.traces.get("real"), facts.traces.get("synthetic")
     if ours is not None and theirs is not None and abs(ours - theirs) > _TRACES_APART:
         text = (
-            f"The pixels of {ours:.0%} of the real and {theirs:.0%} of the {_other(facts)} tiles show JPEG "
+            f"The pixels of {_percent(ours)} of the real and {_percent(theirs)} of the {_other(facts)} tiles show JPEG "
             "compression, whatever their files are called: compression alone can move every score."
         )
         return [Finding("file formats", "strong", text, remedy)]
@@ -158,7 +158,7 @@ def enlarged(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) -> list[
     for name, rows in (("real", real[real.split.isin(("train", "test"))]), (_other(facts), synthetic)):
         known = rows[(rows.width > 0) & (rows.height > 0)]
         shares[name] = float((known[["width", "height"]].min(axis=1) < facts.size).mean()) if len(known) else 0.0
-    said = [f"{share:.0%} of the {name} tiles" for name, share in shares.items() if share]
+    said = [f"{_percent(share)} of the {name} tiles" for name, share in shares.items() if share]
     if not said:
         return []
     ours, theirs = shares.values()
@@ -309,6 +309,10 @@ def _other(facts: Facts) -> str:
 
 def _formats(rows: pd.DataFrame) -> str:
     return "/".join(sorted({str(f) or "unknown" for f in np.unique(rows.format.astype(str))})) or "none"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _some(names: Iterable[object]) -> str:

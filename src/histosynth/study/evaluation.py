@@ -55,6 +55,8 @@ class EvaluateConfig:
     """Edge length in pixels at which tiles are compared; that of the smaller tiles by default."""
     metrics: tuple[str, ...] = _METRICS
     """Which feature scores to take."""
+    variety: tuple[str, ...] = ("lpips-alex", "ms-ssim")
+    """Distances between two tiles of a class, NAME or NAME=WEIGHTS: lpips-alex, lpips-vgg, lpips-squeeze, ms-ssim."""
     max_n: int = 10_000
     """At most so many tiles a side in every score."""
     strict: bool = False
@@ -253,6 +255,8 @@ def _measures(
     report["planted"] = evaluation_measures.planted_copies(sides, config.seed)
     report["staining"], shown.colour = evaluation_measures.staining(sides, config.seed)
     report["nuclei"], shown.nuclei = evaluation_measures.nuclear(sides, shown.hopeless, _microns(real, sides))
+    report["variety"], skipped = evaluation_measures.variety(sides, config.variety, config.seed, config.device)
+    report["skipped"] += skipped
     classifier, described = _classifier(sides, real, config)
     report["labels"] = {"reason": "No classifier was given (--classifier CHECKPOINT, or --classifier train)."}
     if classifier is not None:

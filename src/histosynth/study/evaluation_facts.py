@@ -17,7 +17,7 @@ from histosynth.tiles import quality
 from histosynth.tiles.images import read_rgb
 from histosynth.tiles.tileset import TileSet
 
-_TRACED = 48  # tiles a side that are looked at for traces of JPEG
+_TRACED = 32  # tiles a side that are looked at for traces of JPEG
 _TRACE_BELOW = 96.0
 
 
@@ -62,7 +62,7 @@ def _traces(tileset: TileSet, split: str | None) -> float:
     for path in rows.path.iloc[places]:
         image, _ = read_rgb(tileset.folder / path)
         if min(image.shape[:2]) >= quality.MIN_EDGE:
-            shown.append(quality.measure(image.transpose(2, 0, 1)[None])["jpeg_quality"][0] < _TRACE_BELOW)
+            shown.append(quality.jpeg_quality(image.transpose(2, 0, 1)[None])[0] < _TRACE_BELOW)
     return float(np.mean(shown)) if shown else 0.0
 
 

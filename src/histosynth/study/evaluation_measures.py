@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from histosynth.classify.train import Classifier
-from histosynth.core.errors import DataError
+from histosynth.core.device import pick_device
+from histosynth.core.errors import CheckpointError, DataError
 from histosynth.core.seeds import numpy_rng
 from histosynth.evaluate.consistency import label_consistency, pair_consistency, reference_cosine
 from histosynth.evaluate.copies import pixel_copies
 from histosynth.evaluate.neighbours import distance_rows
 from histosynth.evaluate.nuclei import fit_nuclei, measure_nuclei, nuclei
 from histosynth.evaluate.patients import patient_colour, tile_density
+from histosynth.evaluate.perceptual import lpips_diversity, pair_distance
 from histosynth.tiles.batches import TileArray
 
 BLUR = 1 / 16
@@ -30,6 +33,7 @@ _TILES = 400  # for measures that converge with a few hundred tiles
 _STAINED = 2000
 _CLOUD = 300
 _PLANTED = 40
+_PAIRS = 100  # of tiles of one class
 _HELD_OUT = 400
 
 
@@ -160,6 +164,34 @@ def nuclear(sides: Sides, hopeless: np.ndarray, microns: float | None) -> tuple[
     }  # fmt: skip
     values = {side: measure_nuclei(images, model) for side, images in used.items()}
     return {"n": len(used["test"]), "radius_px": model.radius, **found}, values
+
+
+def variety(sides: Sides, names: Sequence[str], seed: int, device: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Mean perceptual distance between two tiles of one class, of the synthetic and of real training tiles; and which
+    distances cannot be had, with the reason."""
+    found: dict[str, Any] = {}
+    skipped = []
+    for asked in names:
+        name, _, weights = asked.partition("=")
+        try:
+            distance = pair_distance(name, Path(weights) if weights else None, str(pick_device(device)))
+            found[name] = {
+                title: _renamed(
+                    lpips_diversity(
+                        sides.images(side), getattr(sides, side).labels[sides.picked[side]], sides.train.classes,
+                        distance, _PAIRS, seed,
+                    ),
+                    f"diversity_{distance.name}",
+                )
+                for title, side in (("synthetic", "synthetic"), ("real", "train"))
+            }  # fmt: skip
+        except (CheckpointError, DataError) as error:
+            skipped.append({"what": f"variety by {name}", "reason": str(error)})
+    return found, skipped
+
+
+def _renamed(scores: Mapping[str, float], key: str) -> dict[str, float | None]:
+    return {name.replace(key, "diversity", 1): value for name, value in _finite(scores).items()}
 
 
 def single_tiles(test: np.ndarray, train: np.ndarray, synthetic: np.ndarray, k: int = 5) -> np.ndarray:

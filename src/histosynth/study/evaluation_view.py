@@ -93,15 +93,11 @@ def context(report: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
         "tables": [_table(name, judged) for name, judged in report["encoders"].items()],
         "class_panels": _class_panels(report, classes),
         "class_reasons": _class_reasons(report),
+        "variety_rows": _variety_rows(report),
         "labels": _labels(report, title, shades["synthetic"]),
         "sheet": sample_sheet(shown.samples, classes, [source]),
         "titles": {"real": "Real test", source: title},
-        "maps": view.embedding_panels(
-            shown.map.get("embedding") or {},
-            shown.map.get("embedding_labels") or {},
-            classes,
-            {"real": "Real test", source: title},
-        ),
+        "maps": _maps(shown, classes, {"real": "Real test", source: title}),
         "extremes": _extremes(shown),
         "pairs": _pairs(report, shown, title),
         "suspicious": {"rung": rung, "n": n, "many": many},
@@ -204,6 +200,26 @@ def _class_panels(report: Mapping[str, Any], classes: list[dict[str, str]]) -> l
     return panels
 
 
+def _variety_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, sides in view.part(report, "variety").items():
+        made, real = (sides[s].get("diversity") for s in ("synthetic", "real"))
+        cells = [
+            {"text": view.number(one["diversity"]),
+             "interval": f"{view.number(one['diversity_low'])} to {view.number(one['diversity_high'])}"}
+            for one in (sides["synthetic"], sides["real"])
+        ]  # fmt: skip
+        share = view.percent(made / real, 0) + " %" if made is not None and real else view.NA
+        classes = {c["label"]: [sides[s].get(f"diversity_{c['label']}") for s in ("synthetic", "real")]
+                   for c in view.class_entries(report)}  # fmt: skip
+        shares = {c: a / b for c, (a, b) in classes.items() if a is not None and b}
+        poorest = min(shares, key=shares.__getitem__) if shares else ""
+        least = f"{poorest} {view.percent(shares[poorest], 0)} %" if poorest else view.NA
+        rows.append({"title": name.upper().replace("-ALEX", " (alex)").replace("-VGG", " (vgg)"), "cells": cells,
+                     "share": share, "least": least})  # fmt: skip
+    return rows
+
+
 def _class_reasons(report: Mapping[str, Any]) -> list[str]:
     judged = next(iter(report["encoders"].values()), {})
     return [f"{label}: {one['reason']}" for label, one in view.part(judged, "per_class").items() if one.get("reason")]
@@ -230,6 +246,12 @@ def _share(scores: Mapping[str, Any], name: str) -> dict[str, str]:
     value, low, high = (scores.get(n) for n in (name, f"{name}_low", f"{name}_high"))
     interval = "" if low is None or high is None else f"{view.percent(low, 0)} to {view.percent(high, 0)}"
     return {"text": view.NA if value is None else f"{view.percent(value, 0)} %", "interval": interval}
+
+
+def _maps(shown: Shown, classes: list[dict[str, str]], titles: Mapping[str, str]) -> list[Panel]:
+    if not shown.map.get("embedding"):
+        return []
+    return view.embedding_panels(shown.map["embedding"], shown.map["embedding_labels"], classes, titles)
 
 
 def _extremes(shown: Shown) -> list[dict[str, Any]]:

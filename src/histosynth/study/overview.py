@@ -47,9 +47,9 @@ _DISTANCES = {"euclidean": "Euclidean", "mahalanobis": "Mahalanobis", "bhattacha
 class OverviewConfig:
     """What the overview looks at."""
 
-    tiles: int = 2000
+    sample: int = 2000
     """At most so many tiles are measured for colour and leakage, in equal shares of classes and patients."""
-    stain_tiles: int = 600
+    stain_sample: int = 600
     """At most so many tiles are measured for stains and normalised."""
     sheet: int = 12
     """Tiles of each class on the contact sheets."""
@@ -65,7 +65,7 @@ class OverviewConfig:
     """Seed of the subsets, probes and sheets."""
 
     def __post_init__(self) -> None:
-        for name in ("tiles", "stain_tiles", "sheet"):
+        for name in ("sample", "stain_sample", "sheet"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}.", "Give at least 1.")
 
@@ -125,9 +125,9 @@ def describe(tileset: TileSet, config: OverviewConfig = OverviewConfig()) -> tup
         raise DataError(f"The tile set {tileset.folder} has no usable tile.", "Import tiles that can be read.")
     quality, judged, _ = parts.quality(tileset, config.quality, config.workers)
     near, pairs = parts.duplicates(tileset, config.duplicates, config.workers)
-    measured = measure(tileset, kept.iloc[spread(kept, config.tiles, config.seed, "measured")], config.workers)
+    measured = measure(tileset, kept.iloc[spread(kept, config.sample, config.seed, "measured")], config.workers)
     colour, units = parts.colour(measured, classes)
-    rows = kept.iloc[spread(kept, config.stain_tiles, config.seed, "stain")].reset_index(drop=True)
+    rows = kept.iloc[spread(kept, config.stain_sample, config.seed, "stain")].reset_index(drop=True)
     edge = min(_STAIN_EDGE, int(kept[["width", "height"]].min(axis=1).median()))
     images = small_tiles(tileset, rows, edge, config.workers)
     say("Separate the stains ...")
@@ -271,13 +271,13 @@ def _clouds(units: pd.DataFrame, labels: Sequence[str]) -> list[Panel]:
 
 def _distance_panels(part: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """For each distance, a panel a state, all to one scale."""
-    found = []
+    found, known_states = [], [s for s in part["states"] if "error" not in s]
     for name, title in _DISTANCES.items():
-        matrices = [np.array(s[name], dtype=float) for s in part["states"]]
+        matrices = [np.array(s[name], dtype=float) for s in known_states]
         known = np.concatenate([m[np.isfinite(m)] for m in matrices])
         top = float(np.percentile(known[known > 0], 98)) if (known > 0).any() else 1.0
         # a class of one colour lies so far away that all others would look alike
-        states = zip(part["states"], matrices, strict=True)
+        states = zip(known_states, matrices, strict=True)
         found.append(
             {"title": title, "panels": [charts.matrix(m, labels, f"{title}, {_state(s)}", top) for s, m in states]}
         )

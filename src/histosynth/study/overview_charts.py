@@ -190,7 +190,6 @@ def matrix(values: Sequence[Sequence[float | None]], labels: Sequence[str], titl
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("distance", ("#ffffff", "#9cc3e0", "#1f4e79"))
-    shades.set_bad("#f0f1f2")
     array = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
     k = len(labels)
     names = [shorten(label, 10) for label in labels]
@@ -199,8 +198,10 @@ def matrix(values: Sequence[Sequence[float | None]], labels: Sequence[str], titl
     side = min(width - room - 0.1, 0.55 * k + 0.3)
     with drawing(side + room + 0.1, side + room + 0.32, left=room, right=0.1, bottom=room, top=0.32) as (figure, panel):
         axes = figure.subplots()
-        drawn = np.where(np.eye(k, dtype=bool), np.nan, array)
-        axes.imshow(np.ma.masked_invalid(drawn), cmap=shades, vmin=0, vmax=max(top, 1e-12))
+        blank = np.eye(k, dtype=bool) | ~np.isfinite(array)
+        drawn = shades(np.where(blank, 0, array) / max(top, 1e-12))
+        drawn[blank] = (0.94, 0.945, 0.95, 1)
+        axes.imshow(drawn)
         size = min(8.5, 72 * side / k * 0.30)
         if k <= 16:
             for i in range(k):

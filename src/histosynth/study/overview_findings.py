@@ -16,10 +16,12 @@ FEW_PATIENTS = 5
 MANY_REJECTED = 0.02
 """Share of tiles that the quality filter would reject, from which it is a note; of a class, `MANY_OF_CLASS`."""
 MANY_OF_CLASS = 0.10
-STAINING = 1.0
-"""Patients of a class spread at least this many times as far in mean colour as classes do."""
-DRAWN = 0.10
-"""Relative change of the mean Mahalanobis distance from which normalisation is said to move the classes."""
+STAINING = (1.0, 5.0)
+"""Staining is named when patients of a class spread this many times as far in mean colour as classes do, and this
+many grey levels."""
+DRAWN = (0.10, 0.5)
+"""Relative change of the mean Mahalanobis distance from which normalisation is said to move the classes, and the
+distance that they must have before or after."""
 
 _ORDER = ("warning", "note", "fine")
 _MEANINGS = {
@@ -185,13 +187,13 @@ def _quality(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _staining(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     spread = report["colour"]["spread"]
-    if report["has_patients"] and spread["classes"] and spread["patients"] >= STAINING * spread["classes"]:
+    ratio, levels = STAINING
+    if report["has_patients"] and spread["patients"] >= max(ratio * spread["classes"], levels):
         yield (
             "note",
             "colour",
-            f"Mean colour differs {spread['patients'] / spread['classes']:.1f} times as much between patients of a "
-            f"class as between classes ({spread['patients']:.0f} against {spread['classes']:.0f} grey levels): "
-            "normalise or augment the staining.",
+            f"Mean colour differs by {spread['patients']:.0f} grey levels between patients of a class, and by "
+            f"{spread['classes']:.0f} between classes: normalise or augment the staining.",
         )
 
 
@@ -202,7 +204,7 @@ def _normalisation(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if old and new is not None:
             change = new / old - 1
             moved = "draws the classes together" if change < 0 else "drives the classes apart"
-            level = "note" if abs(change) >= DRAWN else "fine"
+            level = "note" if abs(change) >= DRAWN[0] and max(old, new) >= DRAWN[1] else "fine"
             text = f"{state['name'].capitalize()} normalisation "
             text += f"{moved} in mean colour" if level == "note" else "hardly moves the classes in mean colour"
             yield level, "normalisation", f"{text} (Mahalanobis distance {old:.2f} before, {new:.2f} after)."

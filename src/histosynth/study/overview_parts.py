@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from histosynth.core.errors import DataError
 from histosynth.core.files import atomic_path
 from histosynth.study.overview_sample import Measured, each_tile, spread
 from histosynth.tiles import probes, separation
@@ -275,7 +276,12 @@ def normalisation(
     reference = training[spread(rows.iloc[training].reset_index(drop=True), _REFERENCE, seed, "stain reference")]
     found = {"tiles": len(images), "reference": len(reference), "states": [_state("before", before, labels, classes)]}
     for method in methods:
-        fitted = load_normaliser(method).fit(images[reference])
+        normaliser = load_normaliser(method)
+        try:
+            fitted = normaliser.fit(images[reference])
+        except DataError as error:  # such as a set of background only
+            found["states"].append({"name": method, "error": error.message})
+            continue
         after, unchanged = np.empty_like(before), 0
         for start in range(0, len(images), _CHUNK):
             part = slice(start, start + _CHUNK)
@@ -354,4 +360,4 @@ def _spreads(frame: pd.DataFrame, values: np.ndarray) -> dict[str, float]:
 def _frequent(values: pd.Series, most: int = _MOST) -> dict[str, int]:
     found = values.value_counts()
     listed = {str(k): int(v) for k, v in found[:most].items()}
-    return listed | ({f"{len(found) - most} others": int(found[most:].sum())} if len(found) > most else {})
+    return listed | ({f"{len(found) - most} more": int(found[most:].sum())} if len(found) > most else {})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from histosynth.tiles.tileset import TileSet
 
 _CALIBRATION = 64  # tiles on which the common compression is chosen
+_AHEAD = 512  # tiles handed to the threads at a time
 _LARGEST = 512  # pixels of a tile's middle that are searched for traces of JPEG
 _T = TypeVar("_T")
 
@@ -142,9 +143,10 @@ def each_tile(
 
     done: list[_T | str] = []
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, bar(what, len(rows)) as tick:
-        for result in pool.map(one, rows.path):
-            done.append(result)
-            tick()
+        for start in range(0, len(rows), _AHEAD):  # memory does not grow with tasks that wait
+            for result in pool.map(one, rows.path.iloc[start : start + _AHEAD]):
+                done.append(result)
+                tick()
     return done
 
 

@@ -115,7 +115,11 @@ def _congruence(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _coverage(report: Mapping[str, Any]) -> list[dict[str, str]]:
     names = {"recall": "Recall", "coverage": "Coverage", "vendi_ratio": "Variety (Vendi ratio)"}
-    return _scores(report, names)
+    found = _scores(report, names)
+    for name, sides in part(report, "variety").items():
+        made, real = (part(sides, s).get("diversity") for s in ("synthetic", "real"))
+        found.append(_entry(f"Distance between two tiles of a class, {name}", number(made), f"real {number(real)}"))
+    return found
 
 
 def _constraint(report: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -74,8 +74,9 @@ def edge_steps(luminance: np.ndarray) -> np.ndarray:
         profile = step.mean(3 - axis, dtype=np.float64)  # [N, positions]: a mean a line
         lines = luminance.shape[3 - axis]
         at_edge = np.arange(1, profile.shape[1] + 1) % EDGE == 0
-        across += profile[:, at_edge].sum(1) * lines
-        inside += profile[:, ~at_edge].sum(1) * lines
+        # zeros in place of a selection, whose order in memory, and so its rounding, changes with the batch
+        across += np.where(at_edge, profile, 0).sum(1) * lines
+        inside += np.where(at_edge, 0, profile).sum(1) * lines
         edges, rest = edges + at_edge.sum() * lines, rest + (~at_edge).sum() * lines
     if not edges:
         return np.zeros(n)

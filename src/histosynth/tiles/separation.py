@@ -106,7 +106,7 @@ def bhattacharyya(features: np.ndarray, labels: np.ndarray, count: int) -> NDArr
     covariances = np.full((count, dims, dims), np.nan)
     for k in range(count):
         own = white[labels == k]
-        if len(own) > dims:
+        if len(own) > dims and np.isfinite(own).all():
             values, vectors = np.linalg.eigh(np.cov(own.T).reshape(dims, dims))
             covariances[k] = (vectors * np.maximum(values, FLOOR)) @ vectors.T
     found = np.full((count, count), np.nan)

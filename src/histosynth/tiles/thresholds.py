@@ -6,10 +6,10 @@ whose metrics are numbers. `typical` holds the median of a metric, `calibration`
 blockiness metrics, from which jpeg_blockiness = (z of block_spatial + z of block_dct) / 2 follows. `learn` names the
 limits that are learned, see `presets/quality/learned.yaml`.
 
-A learned limit lies where `quantile` of a normal law with the class's median and robust spread (1.4826 x the median
-distance to the median, of that side only; where that is 0, from the ninth decile) would lie beyond it, so many
-tiles may be damaged without moving it far. Two fixed bounds hold it: what is `tolerated` is never rejected however alike the tiles are, and
-what is `intolerable` is rejected however common.
+A learned limit lies where `quantile` of a normal law with the class's median and robust spread would lie beyond it,
+so many tiles may be damaged without moving it far. The spread is 1.4826 x the median distance to the median, of that
+side only; where that is 0, it comes from the ninth decile. Two fixed bounds hold the limit: what is `tolerated` is
+never rejected however alike the tiles are, and what is `intolerable` is rejected however common.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from histosynth.tiles.quality import METRICS
 if TYPE_CHECKING:
     from histosynth.tiles.tileset import TileSet
 
-_LOGARITHMIC = ("lap_var", "tenengrad", "focus_tissue", "noise", "ink_ratio", "fold_ratio")
+_LOGARITHMIC = ("lap_var", "tenengrad", "focus_tissue", "noise")
+_ROOTED = ("ink_ratio", "fold_ratio")  # skewed too, but often 0
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def _learned(
         spread = 1.4826 * float(np.median(away[away >= 0]))
         if spread == 0:  # most values are equal, as for block_spatial
             spread = max(0.0, float(np.quantile(away, 0.9)) / 1.2816)
-        limit = float(_unscale(middle + side * reach * spread, metric))
+        limit = _unscale(middle + side * reach * spread, metric)
         tolerated, intolerable = bounds.get("tolerated", -side * np.inf), bounds.get("intolerable", side * np.inf)
         limit = max(limit, tolerated) if side > 0 else min(limit, tolerated)
         rules[rule] = min(limit, intolerable) if side > 0 else max(limit, intolerable)
@@ -309,11 +310,16 @@ def _values(table: pd.DataFrame, metric: str, limits: Limits, label: str) -> np.
 
 
 def _scale(values: Any, metric: str) -> Any:
-    return np.log(np.maximum(values, 0) + 1e-3) if metric in _LOGARITHMIC else np.asarray(values, float)
+    """The scale on which sound tiles spread evenly to both sides."""
+    if metric in _LOGARITHMIC:
+        return np.log(np.maximum(values, 0) + 1e-3)
+    return np.sqrt(np.maximum(values, 0)) if metric in _ROOTED else np.asarray(values, float)
 
 
-def _unscale(values: Any, metric: str) -> Any:
-    return np.exp(values) - 1e-3 if metric in _LOGARITHMIC else values
+def _unscale(values: float, metric: str) -> float:
+    if metric in _LOGARITHMIC:
+        return float(np.exp(values) - 1e-3)
+    return max(values, 0.0) ** 2 if metric in _ROOTED else values
 
 
 def _beyond(values: np.ndarray, rule: str, limit: float, typical: Mapping[str, float]) -> np.ndarray:

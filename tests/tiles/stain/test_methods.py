@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from threadpoolctl import threadpool_limits
 
 from histosynth.core.errors import DataError, SettingError
 from histosynth.tiles.stain import STAINS, LightConfig, load_normaliser, load_profile, stain_matrix, tissue_mask
@@ -58,6 +59,16 @@ def test_a_tile_gives_the_same_bytes_in_any_batch(method, reference, tiles):
     assert np.array_equal(whole, back[::-1])
     for i, tile in enumerate(mixed):
         assert np.array_equal(normaliser.transform(tile[None])[0][0], whole[i])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_of_threads_changes_nothing(method, reference):
+    tile, _ = simulated(4, ("TUM",), 256)
+    results = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            results.append(load_normaliser(method).fit(reference).transform(tile)[0])
+    assert np.array_equal(*results)
 
 
 @pytest.mark.parametrize("method", SEPARATING)

@@ -19,7 +19,7 @@ from histosynth.core.files import read_json, write_json
 from histosynth.core.seeds import numpy_rng
 from histosynth.tiles.stain.codes import STANDARD, check_matrices, code_matrix, codes
 from histosynth.tiles.stain.colour import hsv_to_rgb, lab_to_rgb, rgb_to_hsv, rgb_to_lab
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images, on_one_thread
 from histosynth.tiles.stain.reinhard import statistics
 
 SPACES = ("lab", "hsv", "od")
@@ -27,6 +27,7 @@ _MOST_GAIN = 3.0
 _HUE_CUT = 0.25  # the circle of hues is cut at green-yellow, where no stain of H&E lies
 
 
+@on_one_thread
 def stain_augment(
     images: NDArray[np.uint8],
     seeds: Sequence[int],
@@ -117,6 +118,7 @@ class RandStainNA:
         self.spaces, self.spread, self.config = tuple(spaces), float(spread), config
         self.statistics: dict[str, Spread] = {}
 
+    @on_one_thread
     def fit(self, images: NDArray[np.uint8]) -> Self:
         """Measure the data set, uint8 [N, 3, H, W]. Raises DataError if fewer than two tiles hold tissue."""
         images = check_images(images)
@@ -136,6 +138,7 @@ class RandStainNA:
             )
         return self
 
+    @on_one_thread
     def __call__(self, images: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """Each tile of uint8 [N, 3, H, W] after the template of its seed; tiles without tissue come back as they are.
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from histosynth.core.errors import DataError, SettingError
 from histosynth.tiles.stain.codes import CODE_SPARSITY, check_matrices, code_matrix, codes
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images, luminosity, white_point
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images, luminosity, on_one_thread, white_point
 from histosynth.tiles.stain.methods import STAINS
 from histosynth.tiles.stain.separating import SeparatingNormaliser, stain_matrices
 
@@ -54,6 +54,7 @@ def tissue_mask(images: NDArray[np.uint8], config: LightConfig | None = None) ->
     return out
 
 
+@on_one_thread
 def concentrations(
     images: NDArray[np.uint8],
     matrices: NDArray[np.floating],

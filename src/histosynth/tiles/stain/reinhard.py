@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from histosynth import __version__
 from histosynth.core.errors import DataError, SettingError
 from histosynth.tiles.stain.colour import lab_to_rgb, rgb_to_lab
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images, on_one_thread
 from histosynth.tiles.stain.profile import Profile, load_profile
 
 _LEAST_SPREAD = 0.5
@@ -43,6 +43,7 @@ class Reinhard:
         self.config = config
         self.profile: Profile | None = None
 
+    @on_one_thread
     def fit(self, images: NDArray[np.uint8]) -> Self:
         """Take the reference from uint8 [N, 3, H, W]: one tile, or the median over a set.
 
@@ -70,6 +71,7 @@ class Reinhard:
         )
         return self
 
+    @on_one_thread
     def transform(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Give tiles uint8 [N, 3, H, W] the colours of the reference.
 

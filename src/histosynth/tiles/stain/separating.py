@@ -14,7 +14,7 @@ from histosynth import __version__
 from histosynth.core.errors import DataError, SettingError
 from histosynth.tiles.stain import anchored, macenko, vahadane
 from histosynth.tiles.stain.codes import CODE_SPARSITY, STANDARD, code_matrix, codes, high_percentile
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images, on_one_thread
 from histosynth.tiles.stain.profile import Profile, load_profile
 
 _LEAST_STRENGTH = 0.02
@@ -52,6 +52,7 @@ class SeparatingNormaliser:
         self.sparsity = type(self).code_sparsity if config.sparsity is None else config.sparsity
         self.profile: Profile | None = None
 
+    @on_one_thread
     def fit(self, images: NDArray[np.uint8]) -> Self:
         """Take the reference from uint8 [N, 3, H, W]: one tile, or a set.
 
@@ -90,6 +91,7 @@ class SeparatingNormaliser:
         )
         return self
 
+    @on_one_thread
     def transform(
         self, images: NDArray[np.uint8], source: Profile | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -202,6 +204,7 @@ class Anchored(SeparatingNormaliser):
     name, find, code_sparsity = "anchored", staticmethod(anchored.stain_vectors), 0.0
 
 
+@on_one_thread
 def stain_matrices(
     images: NDArray[np.uint8], normaliser: type[SeparatingNormaliser], config: LightConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
