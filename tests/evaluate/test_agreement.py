@@ -1,6 +1,8 @@
 """The same features through our functions and through the packages that the field uses, to 1e-6; and what must
 not matter: order, batches, precision of the input, duplicates, which side is which, one thread or two."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,20 @@ def test_chunks_and_the_dense_way_change_nothing(monkeypatch, budget, sides):
     assert prdc(real, real, k)["density"] == pytest.approx((k + 1) / k), "ties at the very radius count"
     np.testing.assert_array_equal(nearest(fake, real)[1], value[1])
     assert mean_pairwise(real) == pytest.approx(value[2], rel=1e-12)
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs(monkeypatch):
+    monkeypatch.setattr(neighbours, "_BUDGET", 2**14)
+    monkeypatch.setattr("histosynth.evaluate.diversity._ROWS", 256)
+    monkeypatch.setattr("histosynth.evaluate.kernel._VALUES", 2**14)
+    x, y = (encoded(2000, 8, seed).astype(np.float32) for seed in (1, 2))
+    for measure in (lambda: prdc(x, y, 5), lambda: nearest(x, y), lambda: mean_pairwise(x), lambda: vendi(x),
+                    lambda: mmd2(x, y)):  # fmt: skip
+        tracemalloc.start()
+        measure()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2000 * 2000, "an array of all pairs would hold 16 to 32 MB"
 
 
 def full_values(x: np.ndarray, y: np.ndarray) -> dict[str, float]:

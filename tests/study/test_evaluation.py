@@ -113,7 +113,7 @@ def whole(real, made, tmp_path_factory):
     missing = f"pathoduet={out / 'missing.pth'}"
     settings = {
         "encoder": ("colour", missing), "classifier": "train", "classifier_steps": 40,
-        "variety": ("ms-ssim", f"lpips-vgg={out / 'missing.pth'}"),
+        "variety": ("ms-ssim", "lpips-vgg"), "weights": (f"lpips-vgg={out / 'missing.pth'}",),
     }  # fmt: skip
     config = EvaluateConfig(out=out, metrics=FEW, **settings)
     page = evaluate_sets(real, made, config, "histosynth evaluate")
@@ -267,7 +267,7 @@ def test_refusals(real, made, tmp_path):
     with pytest.raises(DataError, match="same class names"):
         other = TileSet(made.folder, made.table, made.meta | {"classes": [{"label": "X", "colour": "#000000"}]})
         judged(real, other, tmp_path / "c")
-    for bad in ({"encoder": ()}, {"classifier_steps": 0}, {"size": 4}):
+    for bad in ({"encoder": ()}, {"weights": ("uni",)}, {"classifier_steps": 0}, {"size": 4}):
         with pytest.raises(SettingError):
             EvaluateConfig(**bad)
 

@@ -86,6 +86,15 @@ def test_traces_are_near_zero_for_any_texture_that_was_never_compressed() -> Non
     assert np.abs(pf.compression(jpeg(tissue(8, 1, 1.4), 60)).mean(0)).max() > 0.4
 
 
+def test_an_enlarged_class_is_not_taken_for_a_compressed_one(tiles: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
+    images, labels, groups = tiles
+    small = images[labels == 1][:, :, :60, :60]  # linear interpolation by 4/3 leaves a lattice that repeats
+    turned = [Image.fromarray(i.transpose(1, 2, 0)).resize((EDGE, EDGE), Image.Resampling.BILINEAR) for i in small]
+    enlarged = images.copy()
+    enlarged[labels == 1] = np.stack([np.asarray(i).transpose(2, 0, 1) for i in turned])
+    assert traces_probe(enlarged, labels, groups).level == "none"
+
+
 def test_a_tint_is_found_by_colour_and_not_by_compression(tiles: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
     _, labels, groups = tiles
     images = tissue(240, 9)

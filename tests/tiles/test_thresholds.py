@@ -82,7 +82,7 @@ def test_common_damage_does_not_hide_itself(share):
 def test_alike_tiles_are_not_rejected_for_a_hair():
     tiles = pd.concat([table(1)] * 50, ignore_index=True)
     limits = learn(tiles, ["A"] * 50)
-    nearly = tiles.head(1).assign(ink_ratio=0.9, noise=3.5, jpeg_quality=90, fold_ratio=0.8)
+    nearly = tiles.head(1).assign(ink_ratio=0.9, noise=3.5, jpeg_quality=90, fold_ratio=0.65)
     assert limits.verdicts(nearly, ["A"], warn=False) == [""]
 
 
@@ -92,6 +92,8 @@ def test_back_is_always_and_adi_nearly_always_accepted():
     assert limits.verdicts(awful, ["BACK", "BACK"], warn=False) == ["", ""]
     assert limits.verdicts(awful, ["ADI", "ADI"], warn=False) == ["", "quality: ink_ratio is not a number (ADI)"]
     assert all(limits.verdicts(awful, ["TUM", "TUM"], warn=False))
+    assert limits.score(awful, ["BACK", "BACK"]).tolist() == [-1, -1]
+    assert limits.score(awful, ["ADI", "ADI"]).tolist() == [-1, np.inf]
 
 
 def test_a_class_that_would_be_emptied_is_warned_about(monkeypatch):

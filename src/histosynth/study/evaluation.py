@@ -45,6 +45,8 @@ class EvaluateConfig:
     """Folder of the report; repeat the command to make it anew."""
     encoder: tuple[str, ...] = ("tissue-tiny",)
     """Encoders of the scores, NAME or NAME=WEIGHTS (see `histosynth encoders`); the first also finds copies."""
+    weights: tuple[str, ...] = ()
+    """Weight files as NAME=FILE, such as uni2-h=pytorch_model.bin or lpips-alex=alexnet.pth."""
     classifier: str = ""
     """Checkpoint of a classifier that was trained on real tiles, or "train": does it see the intended labels?"""
     classifier_steps: int = 300
@@ -69,10 +71,19 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.encoder:
             raise SettingError("encoder is empty.", "Name at least one (see `histosynth encoders`).")
+        for given in self.weights:
+            if not all(given.partition("=")):
+                raise SettingError(f"weights is {given!r}.", "Give NAME=FILE, such as uni2-h=pytorch_model.bin.")
         for name, least in (("classifier_steps", 1), ("max_n", 4), ("size", 8)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingError(f"{name} is {value}.", f"Use at least {least}.")
+
+    def with_weights(self, asked: str) -> tuple[str, Path | None]:
+        """The name in NAME or NAME=FILE, and its weight file where one was given."""
+        name, _, file = asked.partition("=")
+        file = file or dict(given.split("=", 1) for given in self.weights).get(name, "")
+        return name, Path(file) if file else None
 
 
 def evaluate_sets(real: TileSet, synthetic: TileSet, config: EvaluateConfig, command: str = "") -> Path:
@@ -172,9 +183,9 @@ def _scores(report: dict[str, Any], sides: Sides, config: EvaluateConfig) -> Sho
     report |= {"encoders": {}, "cards": {}, "n": len(sides.picked["test"])}
     shown, missing = Shown(), None
     for asked in config.encoder:
-        name, _, weights = asked.partition("=")
+        name, weights = config.with_weights(asked)
         try:
-            encoder = encoders.load(name, config.device, weights=Path(weights) if weights else None)
+            encoder = encoders.load(name, config.device, weights=weights)
         except CheckpointError as error:
             missing = missing or error
             report["skipped"].append({"what": f"encoder {name}", "reason": str(error)})
@@ -255,7 +266,9 @@ def _measures(
     report["planted"] = evaluation_measures.planted_copies(sides, config.seed)
     report["staining"], shown.colour = evaluation_measures.staining(sides, config.seed)
     report["nuclei"], shown.nuclei = evaluation_measures.nuclear(sides, shown.hopeless, _microns(real, sides))
-    report["variety"], skipped = evaluation_measures.variety(sides, config.variety, config.seed, config.device)
+    report["variety"], skipped = evaluation_measures.variety(
+        sides, [config.with_weights(asked) for asked in config.variety], config.seed, config.device
+    )
     report["skipped"] += skipped
     classifier, described = _classifier(sides, real, config)
     report["labels"] = {"reason": "No classifier was given (--classifier CHECKPOINT, or --classifier train)."}

@@ -166,15 +166,16 @@ def nuclear(sides: Sides, hopeless: np.ndarray, microns: float | None) -> tuple[
     return {"n": len(used["test"]), "radius_px": model.radius, **found}, values
 
 
-def variety(sides: Sides, names: Sequence[str], seed: int, device: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def variety(
+    sides: Sides, distances: Sequence[tuple[str, Path | None]], seed: int, device: str
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Mean perceptual distance between two tiles of one class, of the synthetic and of real training tiles; and which
     distances cannot be had, with the reason."""
     found: dict[str, Any] = {}
     skipped = []
-    for asked in names:
-        name, _, weights = asked.partition("=")
+    for name, weights in distances:
         try:
-            distance = pair_distance(name, Path(weights) if weights else None, str(pick_device(device)))
+            distance = pair_distance(name, weights, str(pick_device(device)))
             found[name] = {
                 title: _renamed(
                     lpips_diversity(

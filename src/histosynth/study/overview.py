@@ -262,7 +262,8 @@ def _reason(text: str) -> str:
 
 def _clouds(units: pd.DataFrame, labels: Sequence[str]) -> list[Panel]:
     points = units[list("rgb")].to_numpy(float)
-    low, high = points[:, [0, 2]].min(0), points[:, [0, 2]].max(0)
+    plane = charts.colour_plane(points)
+    low, high = plane.min(0), plane.max(0)
     margin = np.maximum(0.06 * (high - low), 2)
     limits = list(zip(low - margin, high + margin, strict=True))
     own = {label: points[(units.label == label).to_numpy()] for label in labels}
@@ -275,7 +276,7 @@ def _distance_panels(part: dict[str, Any], labels: Sequence[str]) -> list[dict[s
     for name, title in _DISTANCES.items():
         matrices = [np.array(s[name], dtype=float) for s in known_states]
         known = np.concatenate([m[np.isfinite(m)] for m in matrices])
-        top = float(np.percentile(known[known > 0], 98)) if (known > 0).any() else 1.0
+        top = float(np.percentile(known[known > 0], 90)) if (known > 0).any() else 1.0
         # a class of one colour lies so far away that all others would look alike
         states = zip(known_states, matrices, strict=True)
         found.append(

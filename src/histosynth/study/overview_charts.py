@@ -98,6 +98,8 @@ def distribution(metric: str, title: str, rows: Sequence[Mapping[str, Any]]) -> 
         shown = min([low, *inside]), max([high, *inside])
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(_tick)
+            axes.xaxis.set_minor_formatter("")
             step = (shown[1] / shown[0]) ** 0.05
             axes.set_xlim(shown[0] / step, shown[1] * step)
         else:
@@ -126,6 +128,10 @@ def distribution(metric: str, title: str, rows: Sequence[Mapping[str, Any]]) -> 
     return Panel(**panel)
 
 
+def _tick(value: float, _: int) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+
+
 def _limit(axes: Axes, limit: float, side: int, row: int) -> None:
     low, high = axes.get_xlim()
     if not low <= limit <= high:
@@ -136,23 +142,24 @@ def _limit(axes: Axes, limit: float, side: int, row: int) -> None:
 
 
 def cloud(label: str, points: np.ndarray, backdrop: np.ndarray, limits: Sequence[tuple[float, float]]) -> Panel:
-    """Mean colours of one class over those of all classes: red against blue, a dot a patient.
+    """Mean colours of one class over those of all classes, a dot a patient.
 
     Args:
         label: the class.
         points: mean RGB of each patient's tiles of that class, float [n, 3], 0 to 255.
         backdrop: the same of all classes.
-        limits: of both axes.
+        limits: of both axes, see `colour_plane`.
     """
-    with drawing(2.62, 2.62, left=0.5, right=0.08, bottom=0.45, top=0.32) as (figure, panel):
+    with drawing(2.62, 2.62, left=0.64, right=0.08, bottom=0.45, top=0.32) as (figure, panel):
         axes = figure.subplots()
-        axes.scatter(backdrop[:, 0], backdrop[:, 2], s=7, color="#dfe3e6", linewidths=0, rasterized=True)
+        axes.scatter(*colour_plane(backdrop).T, s=7, color="#dfe3e6", linewidths=0, rasterized=True)
         shades = np.clip(points / 255, 0, 1)
-        axes.scatter(points[:, 0], points[:, 2], s=26, c=shades, edgecolors=INK, linewidths=0.45, rasterized=True)
+        axes.scatter(*colour_plane(points).T, s=26, c=shades, edgecolors=INK, linewidths=0.45, rasterized=True)
         middle = points.mean(0)
-        axes.plot(middle[0], middle[2], marker="+", markersize=13, markeredgewidth=3.4, color="white")
-        axes.plot(middle[0], middle[2], marker="+", markersize=12, markeredgewidth=1.6, color=INK)
-        axes.set(xlim=limits[0], ylim=limits[1], xlabel="red", ylabel="blue")
+        x, y = colour_plane(middle[None])[0]
+        axes.plot(x, y, marker="+", markersize=13, markeredgewidth=3.4, color="white")
+        axes.plot(x, y, marker="+", markersize=12, markeredgewidth=1.6, color=INK)
+        axes.set(xlim=limits[0], ylim=limits[1], xlabel="brightness", ylabel="red less blue")
         axes.locator_params(nbins=4)
         axes.grid(color=PALE, linewidth=0.8)
         axes.set_axisbelow(True)
@@ -160,6 +167,14 @@ def cloud(label: str, points: np.ndarray, backdrop: np.ndarray, limits: Sequence
         red, green, blue = (f"{v:.0f}" for v in middle)
         panel["alt"] = f"Mean colours of class {label}: {len(points)} patients, on average {red} {green} {blue}."
     return Panel(**panel)
+
+
+def colour_plane(rgb: np.ndarray) -> np.ndarray:
+    """Brightness (the mean of the channels) and red less blue of RGB [n, 3]: float [n, 2].
+
+    The channels themselves go up and down together, so that one against the other is little more than a line.
+    """
+    return np.stack([rgb.mean(1), rgb[:, 0] - rgb[:, 2]], axis=1)
 
 
 def stains(haematoxylin: np.ndarray, eosin: np.ndarray) -> Panel:
@@ -274,7 +289,7 @@ def _class_axis(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}".lstrip("0")
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}".lstrip("0")
 
 
 def _extremes(array: np.ndarray, labels: Sequence[str]) -> str:

@@ -40,9 +40,9 @@ class Measured:
     histogram: np.ndarray
     """Colour histogram, float64 [N, 125]."""
     traces: np.ndarray
-    """Traces of JPEG, float64 [N, 22]; NaN for tiles too small to have any."""
+    """Traces of JPEG, float64 [N, 12]; NaN for tiles too small to have any."""
     alike: np.ndarray
-    """The same after one common compression, float64 [N, 22]."""
+    """The same after one common compression, float64 [N, 12]."""
     unreadable: list[str]
     """Why tiles of the subset are missing."""
 

@@ -7,7 +7,7 @@ so that the tile's own tissue is the yardstick and staining matters little.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -31,7 +31,8 @@ def cells(planes: np.ndarray, how: np.ufunc = np.add) -> np.ndarray:
         found = how.reduceat(how.reduceat(planes, down, axis=2), right, axis=3)
     else:
         rows = how.reduce(planes.reshape(*planes.shape[:2], GRID, height // GRID, width), axis=3)
-        found = how.reduce(rows.reshape(*rows.shape[:3], GRID, width // GRID), axis=4)
+        # NumPy reduces a short last axis element by element, whole strided rows are several times faster
+        found = reduce(how, [rows[..., k :: width // GRID] for k in range(width // GRID)])
     found = found.astype(np.float32)
     if how is np.add:
         counts = np.maximum(np.diff(np.append(down, height)), 1)[:, None]

@@ -24,7 +24,7 @@ QUALITIES = (95, 90, 75, 60, 45, 30)
 _BANDS = ((3, 5), (5, 7), (7, 10), (10, 15))  # of u + v: lower middle to highest frequencies of a block
 _ROUNDING = 1 / 12  # energy of a coefficient that is only the rounding of pixels to whole numbers
 _YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
-COMPRESSION_DIM = 2 * len(_BANDS) + 14
+COMPRESSION_DIM = 2 * len(_BANDS) + 4
 
 
 def mean_colour(images: np.ndarray) -> NDArray[np.float64]:
@@ -47,7 +47,7 @@ def colour_histogram(images: np.ndarray) -> NDArray[np.float64]:
 
 
 def compression(images: np.ndarray) -> NDArray[np.float64]:
-    """Traces of JPEG and nothing else: uint8 [N, 3, H, W] -> float64 [N, 22].
+    """Traces of JPEG and nothing else: uint8 [N, 3, H, W] -> float64 [N, 12].
 
     Every number compares the tile with itself, so that a class of smooth tissue does not differ from one of
     rough tissue: all are near 0 for any tile that was never compressed.
@@ -55,8 +55,9 @@ def compression(images: np.ndarray) -> NDArray[np.float64]:
     - For luma and for blue chroma, in four bands of frequencies: log of the energy of the 8 x 8 cosine
       coefficients on the grid of JPEG, over that on grids shifted by half a block (calibration by shifting:
       Fridrich, Goljan & Hogea 2002). Quantisation zeroes coefficients on its own grid only.
-    - For each of the 8 places of a block's border, across and down: log of the mean jump of luma over that
-      place, less the mean of all eight, which finds the grid of a tile that was cut from a JPEG image.
+    - Across and down: the wave with a period of 8 pixels, as cosine and sine, in the log of the mean jump of luma
+      over the places of a block's border. This finds the grid of a tile that was cut from a JPEG image anywhere,
+      and is blind to the finer lattices that enlarging a picture leaves.
 
     Raises:
         DataError: not uint8 [N, 3, H, W], or tiles below `MIN_EDGE` pixels.
@@ -144,9 +145,8 @@ def _traces(image: np.ndarray) -> NDArray[np.float64]:
         shifted = np.mean([_band_energies(plane[y:, x:]) for y, x in ((4, 4), (0, 4), (4, 0))], axis=0)
         parts.append(np.log(aligned + _ROUNDING) - np.log(shifted + _ROUNDING))
     for plane in (planes[0], planes[0].T):
-        jumps = _jumps(plane)
-        # the eight deviations sum to zero, so seven say it all
-        parts.append((jumps - jumps.mean())[:7])
+        wave = np.fft.rfft(_jumps(plane))[1]
+        parts.append([wave.real, wave.imag])
     return np.concatenate(parts).astype(np.float64)
 
 

@@ -118,7 +118,7 @@ class Thresholds:
     def excess(self, table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
         """How far each tile lies beyond each limit: 0 at the limit, -1 at the class's typical value.
 
-        A limit that a class does not have is NaN. Index and order are those of the table.
+        A limit that a class does not have, or need not keep, is NaN. Index and order are those of the table.
 
         Raises:
             DataError: the table lacks a metric, or labels and rows differ in number.
@@ -131,7 +131,7 @@ class Thresholds:
         for label in pd.unique(labels):
             here = np.flatnonzero(labels == label)
             limits = self.of(label)
-            for rule, limit in limits.rules.items():
+            for rule, limit in limits.rules.items() if not limits.accept else ():
                 values = _values(table, rule[:-4], limits, label)[here]
                 found.iloc[here, found.columns.get_loc(rule)] = _beyond(values, rule, limit, limits.typical)
         found.index = table.index
@@ -140,14 +140,16 @@ class Thresholds:
     def score(self, table: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:
         """The worst excess of each tile over all its limits: above 0 it is rejected; float64 [N].
 
-        Tiles of a class without limits score -1, those with a metric that is no number infinity.
+        Tiles of a class that has no limits, or is accepted as it is, score -1; those with a metric that is no
+        number score infinity.
         """
         excess = self.excess(table, labels).to_numpy(float)
         worst = np.full(len(table), -1.0)
         if excess.shape[1]:
             worst = np.where(np.isnan(excess), -np.inf, excess).max(1)
             worst = np.where(np.isneginf(worst), -1.0, worst)
-        return np.where(_broken(table), np.inf, worst)
+        always = np.array([self.of(label).accept == "always" for label in labels], bool)
+        return np.where(_broken(table) & ~always, np.inf, worst)
 
     def verdicts(self, table: pd.DataFrame, labels: Sequence[str], *, warn: bool = True) -> list[str]:
         """Why each tile is rejected, "" for those that are accepted; the worst excess gives the reason.
@@ -228,7 +230,7 @@ def learn(table: pd.DataFrame, labels: Sequence[str], config: QualityConfig = Qu
         return rules
     if not len(names):
         raise DataError("There is no tile to learn quality limits from.", "Give a train split with readable tiles.")
-    pooled = tuple(sorted(c for c in set(names) if (names == c).sum() < config.min_tiles))
+    pooled = tuple(sorted(c for c in set(names) if (names == c).sum() < config.min_tiles and not rules.of(c).accept))
     # classes that the filter leaves alone, such as background, would widen the limits of the others
     judged = np.array([not rules.of(c).accept for c in names])
     common = {m: v[judged] for m, v in values.items()} if judged.any() else values
@@ -237,7 +239,7 @@ def learn(table: pd.DataFrame, labels: Sequence[str], config: QualityConfig = Qu
     for label in sorted(set(names) - set(pooled)):
         here = {m: v[names == label] for m, v in values.items()}
         own = rules.classes.get(label, Limits())
-        if own.accept != "always":
+        if not own.accept:
             classes[label] = _learned(own, rules.recipe, here, needs, config.quantile)
     if pooled and rules.recipe:
         say(
