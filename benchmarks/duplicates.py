@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histosynth.tiles.duplicates import _hashes, _low_frequencies, near_duplicate_groups, thumbnails
+from histosynth.tiles.split.duplicates import _hashes, _low_frequencies, near_duplicate_groups, thumbnails
 
 TILES = 100_000
 COUNTS = (6_250, 12_500, 25_000, 50_000, 100_000)

@@ -58,7 +58,7 @@ def make_source(path: Path, count: int) -> None:
 
 def ours(source: Path, out: Path, workers: int) -> None:
     """Every step of `tiles prepare`."""
-    from histosynth.tiles.prepare import PrepareConfig, prepare
+    from histosynth.tiles.prepare.pipeline import PrepareConfig, prepare
 
     prepare(source, out, PrepareConfig(stain="vahadane", size=48), workers)
 

@@ -24,11 +24,11 @@ from threadpoolctl import threadpool_limits
 
 from histosynth.core.files import write_json
 from histosynth.core.seeds import derive, numpy_rng
-from histosynth.tiles.degrade import degrade
 from histosynth.tiles.phantom import CLASSES, make_hospital, make_patient, render
-from histosynth.tiles.quality import METRICS, measure
-from histosynth.tiles.sources import open_source
-from histosynth.tiles.thresholds import learn
+from histosynth.tiles.quality.degrade import degrade
+from histosynth.tiles.quality.metrics import METRICS, measure
+from histosynth.tiles.quality.thresholds import learn
+from histosynth.tiles.sources.source import open_source
 
 CLASSICAL = METRICS[:8]
 # the metric that is meant for each, and the side on which damage lies

@@ -36,8 +36,8 @@ from histosynth.evaluate.kernel import gaussian, mmd2, squared_distances
 from histosynth.evaluate.nuclei import fit_nuclei, nuclei
 from histosynth.evaluate.patients import patient_colour
 from histosynth.evaluate.perceptual import lpips_diversity, pair_distance
-from histosynth.tiles.degrade import degrade
 from histosynth.tiles.phantom import CLASSES, make_hospital, make_patient, render
+from histosynth.tiles.quality.degrade import degrade
 
 TISSUES = tuple(c for c in CLASSES if c != "BACK")  # empty glass has nothing to spoil
 SIZE = 64

@@ -16,7 +16,7 @@ torchvision_hook.install()
 
 _PUBLIC = {
     "TileSet": "histosynth.tiles.tileset",
-    "import_tiles": "histosynth.tiles.sources",
+    "import_tiles": "histosynth.tiles.sources.source",
     "load_encoder": "histosynth.encoders:load",
     "load_generator": "histosynth.study.generators:load",
     "compare": "histosynth.study.compare",

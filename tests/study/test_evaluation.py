@@ -16,9 +16,9 @@ from histosynth.core.errors import CheckpointError, DataError, SettingError
 from histosynth.core.files import sha256_file, write_json
 from histosynth.core.types import EncoderCard
 from histosynth.evaluate.settings import Protocol
-from histosynth.study import evaluation
-from histosynth.study.evaluation import EvaluateConfig, evaluate_sets
-from histosynth.study.evaluation_measures import blurred
+from histosynth.study.evaluation import run as evaluation
+from histosynth.study.evaluation.measures import blurred
+from histosynth.study.evaluation.run import EvaluateConfig, evaluate_sets
 from histosynth.tiles.images import read_rgb, write_png
 from histosynth.tiles.phantom import make_hospital, make_patient, render
 from histosynth.tiles.tileset import TileSet

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.study.overview import OverviewConfig, describe, overview, render
-from histosynth.study.overview_parts import plain
-from histosynth.study.overview_sample import spread
-from histosynth.tiles import probes
-from histosynth.tiles.thresholds import QualityConfig
+from histosynth.study.overview.page import OverviewConfig, describe, overview, render
+from histosynth.study.overview.parts import plain
+from histosynth.study.overview.sample import spread
+from histosynth.tiles.probes import leakage as probes
+from histosynth.tiles.quality.thresholds import QualityConfig
 from histosynth.tiles.tileset import TileSet
 from tests.study.test_report import Page
 from tests.tiles.test_probes import tissue

@@ -2,7 +2,7 @@
 
 import json
 
-from histosynth.study.scorecard import CRITERIA, UNKNOWN, as_markdown, scorecard, write_card
+from histosynth.study.evaluation.scorecard import CRITERIA, UNKNOWN, as_markdown, scorecard, write_card
 
 SCORE = {"value": 0.25, "low": 0.2, "high": 0.3, "floor": 0.05, "ceiling": 0.9, "better": "lower"}
 REPORT = {

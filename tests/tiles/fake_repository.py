@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from histosynth.tiles import catalogue
+from histosynth.tiles.download import catalogue
 
 SHIPPED = yaml.safe_load(Path(catalogue.__file__).with_name("datasets.yaml").read_text())
 EBHI_CLASSES = SHIPPED["ebhi-seg"]["layout"]["labels"]

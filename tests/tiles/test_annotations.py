@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.draw import polygon2mask
 
 from histosynth.core.errors import DataError
-from histosynth.tiles.annotations import covered, fill, read_annotations
+from histosynth.tiles.slides.annotations import covered, fill, read_annotations
 
 SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]
 
@@ -146,6 +146,6 @@ def test_large_areas_are_worked_through_in_bands(tmp_path, monkeypatch):
     read = read_annotations(write(tmp_path, [feature("A", [ring.tolist()])]))
     x, y = rng.uniform(0, 9000, 300), rng.uniform(0, 9000, 300)
     whole = covered(read, x, y, 500, 400)[1]
-    monkeypatch.setattr("histosynth.tiles.annotations._BAND_CELLS", 100_000)
+    monkeypatch.setattr("histosynth.tiles.slides.annotations._BAND_CELLS", 100_000)
     assert np.allclose(covered(read, x, y, 500, 400)[1], whole, atol=0.02)
     assert covered(read, x[:0], y[:0], 500, 400)[1].shape == (0, 1)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from histosynth.core.errors import DataError, HistosynthError, RunError
-from histosynth.tiles.archives import Limits, is_archive, open_archive, unpack
+from histosynth.tiles.sources.archives import Limits, is_archive, open_archive, unpack
 from tests.tiles.conftest import mutated
 
 FILES = {

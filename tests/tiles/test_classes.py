@@ -7,7 +7,7 @@ import pytest
 from histosynth.core.errors import DataError, SettingError
 from histosynth.tiles import phantom
 from histosynth.tiles.classes import CLASS_TABLES, class_entry, load_class_table
-from histosynth.tiles.sources import ImportConfig, import_tiles
+from histosynth.tiles.sources.source import ImportConfig, import_tiles
 from histosynth.tiles.tileset import class_entry as of_tileset
 
 

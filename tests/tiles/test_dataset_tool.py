@@ -12,9 +12,9 @@ from PIL import Image
 
 from histosynth.cli import main
 from histosynth.core.errors import DataError, SettingError
-from histosynth.tiles.dataset_tool import write_dataset_zip
 from histosynth.tiles.images import read_rgb, square
-from histosynth.tiles.sources import ImportConfig, import_tiles, open_source
+from histosynth.tiles.sources.dataset_tool import write_dataset_zip
+from histosynth.tiles.sources.source import ImportConfig, import_tiles, open_source
 from histosynth.tiles.tileset import TileSet
 from tests.tiles.conftest import texture
 

@@ -8,10 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.seeds import derive
-from histosynth.tiles.degrade import DEGRADATIONS, degrade
 from histosynth.tiles.phantom import make_hospital, make_patient, render
-from histosynth.tiles.quality import METRICS, measure
-from histosynth.tiles.thresholds import QualityConfig, learn
+from histosynth.tiles.quality.degrade import DEGRADATIONS, degrade
+from histosynth.tiles.quality.metrics import METRICS, measure
+from histosynth.tiles.quality.thresholds import QualityConfig, learn
 
 MEANT = {
     "defocus": ("focus_tissue", -1), "jpeg": ("jpeg_quality", -1), "noise": ("noise", 1), "fold": ("fold_ratio", 1),

@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from histosynth import cli
+from histosynth.core import web
 from histosynth.core.errors import DataError, RunError, SettingError
-from histosynth.tiles import catalogue, download, rar, web
-from histosynth.tiles.download import DATASETS, DownloadConfig
-from histosynth.tiles.sources import list_tiles, open_source
+from histosynth.tiles.download import catalogue, rar
+from histosynth.tiles.download import job as download
+from histosynth.tiles.download.job import DATASETS, DownloadConfig
+from histosynth.tiles.sources.source import list_tiles, open_source
 from tests.tiles.fake_repository import (
     EBHI_CLASSES,
     SHIPPED,

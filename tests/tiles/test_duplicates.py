@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.tiles import duplicates
-from histosynth.tiles.duplicates import (
+from histosynth.tiles.split import duplicates
+from histosynth.tiles.split.duplicates import (
     DuplicateConfig,
     aligned_correlation,
     near_duplicate_groups,

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from histosynth.core import web
 from histosynth.core.errors import DataError, RunError
-from histosynth.tiles import web
-from histosynth.tiles.fetch import fetch
-from histosynth.tiles.web import Patience, check_url, fetch_json
+from histosynth.core.fetch import fetch
+from histosynth.core.web import Patience, check_url, fetch_json
 from tests.tiles.web_server import Answer, serving
 
 BODY = bytes(range(256)) * 40 + b"the end"
@@ -105,7 +105,7 @@ def test_a_killed_download_goes_on_when_repeated(server, waits, tmp_path):
     url = server.add("/big", body, Answer(hang=200_000), Answer())
     path = tmp_path / "big.zip"
     code = (
-        "import sys; from pathlib import Path; from histosynth.tiles.fetch import fetch\n"
+        "import sys; from pathlib import Path; from histosynth.core.fetch import fetch\n"
         "fetch(sys.argv[1], Path(sys.argv[2]), size=300000, digest=sys.argv[3])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, url, str(path), md5(body)])
@@ -306,7 +306,7 @@ def test_a_full_disk_is_not_a_bad_connection(server, waits, tmp_path, monkeypatc
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("histosynth.tiles.fetch.os.fsync", full)
+    monkeypatch.setattr("histosynth.core.fetch.os.fsync", full)
     with pytest.raises(RunError, match="file.part: No space left") as caught:
         get(server.add("/file", BODY), tmp_path / "file")
     assert "Free some space" in caught.value.remedy and waits == []

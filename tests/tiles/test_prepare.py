@@ -18,14 +18,14 @@ from PIL import Image
 from histosynth import cli
 from histosynth.core.errors import DataError, RunError, SettingError
 from histosynth.core.files import read_json
+from histosynth.core.pool import run_tasks
 from histosynth.tiles.images import read_rgb, square
-from histosynth.tiles.pool import run_tasks
-from histosynth.tiles.prepare import PrepareConfig, prepare
-from histosynth.tiles.quality import METRICS, quality_table
-from histosynth.tiles.sources import Source
-from histosynth.tiles.split import SplitConfig
+from histosynth.tiles.prepare.pipeline import PrepareConfig, prepare
+from histosynth.tiles.quality.metrics import METRICS, quality_table
+from histosynth.tiles.quality.thresholds import QualityConfig
+from histosynth.tiles.sources.source import Source
+from histosynth.tiles.split.assign import SplitConfig
 from histosynth.tiles.stain import load_normaliser
-from histosynth.tiles.thresholds import QualityConfig
 from histosynth.tiles.tileset import TileSet
 from tests.tiles.conftest import texture
 
@@ -114,9 +114,9 @@ def test_two_workers_an_archive_and_other_chunks_change_no_byte(source, tmp_path
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from histosynth.tiles import _prepare_work as work
-from histosynth.tiles.prepare import PrepareConfig, prepare
-from histosynth.tiles.thresholds import QualityConfig
+from histosynth.tiles.prepare import work
+from histosynth.tiles.prepare.pipeline import PrepareConfig, prepare
+from histosynth.tiles.quality.thresholds import QualityConfig
 source, out, name, after = sys.argv[1:]
 real, calls = getattr(work, name), []
 def dying(*arguments):
@@ -425,7 +425,7 @@ def test_a_dead_worker_and_an_interruption_are_clear_and_leave_no_process():
 ORPHANS = """
 import multiprocessing, threading, time
 from functools import partial
-from histosynth.tiles.pool import run_tasks
+from histosynth.core.pool import run_tasks
 def tell():
     while len(multiprocessing.active_children()) < 2:
         time.sleep(0.05)

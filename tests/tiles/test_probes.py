@@ -12,8 +12,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from histosynth.core.errors import DataError
-from histosynth.tiles import probe_features as pf
-from histosynth.tiles import probes as pr
+from histosynth.tiles.probes import features as pf
+from histosynth.tiles.probes import leakage as pr
 
 EDGE = 80
 

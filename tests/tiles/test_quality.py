@@ -13,7 +13,7 @@ from skimage import color
 from histosynth.core.errors import DataError
 from histosynth.tiles.images import write_png
 from histosynth.tiles.phantom import make_hospital, make_patient, render
-from histosynth.tiles.quality import METRICS, measure, quality_table
+from histosynth.tiles.quality.metrics import METRICS, measure, quality_table
 from histosynth.tiles.simulate import PhantomConfig, simulate
 from histosynth.tiles.tileset import TileSet
 
@@ -234,7 +234,7 @@ def test_table_measures_native_tiles_and_does_not_depend_on_workers(mixed, tmp_p
 
 def test_table_is_read_from_the_cache_and_damage_to_it_is_mended(mixed, monkeypatch):
     first = quality_table(mixed)
-    monkeypatch.setattr("histosynth.tiles.quality.read_rgb", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("histosynth.tiles.quality.metrics.read_rgb", lambda path: pytest.fail("read again"))
     assert quality_table(TileSet.open(mixed.folder)).equals(first)
     monkeypatch.undo()
     (path,) = (mixed.folder / "cache").glob("quality-*")

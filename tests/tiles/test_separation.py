@@ -10,7 +10,7 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import silhouette_score
 
 from histosynth.core.errors import DataError
-from histosynth.tiles import separation as s
+from histosynth.tiles.probes import separation as s
 
 
 def clouds(seed: int = 0, sizes: tuple[int, ...] = (40, 25, 60), dims: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,12 @@ import tifffile
 from PIL import Image
 
 from histosynth.core.errors import DataError, RunError, SettingError
-from histosynth.tiles import slides as slides_module
 from histosynth.tiles.images import read_rgb
-from histosynth.tiles.slide_plan import CutConfig, grid
-from histosynth.tiles.slide_reader import OpenSlideReader, PlainReader, microns, open_slide, overview, read_field
-from histosynth.tiles.slide_tiff import TiffReader
-from histosynth.tiles.slides import cut, list_slides
+from histosynth.tiles.slides import cut as slides_module
+from histosynth.tiles.slides.cut import cut, list_slides
+from histosynth.tiles.slides.plan import CutConfig, grid
+from histosynth.tiles.slides.reader import OpenSlideReader, PlainReader, microns, open_slide, overview, read_field
+from histosynth.tiles.slides.tiff import TiffReader
 from histosynth.tiles.tileset import TileSet
 
 EVERYTHING = {"min_tissue": 0.0, "mpp": 0.5}
@@ -514,7 +514,7 @@ def test_a_large_level_is_never_decoded_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(TiffReader, "_segment", lambda self, *place: seen.append(place) or real(self, *place))
     read_field(reader, 1000, 1000, 448, 448, 224)
     assert len(seen) <= 9
-    monkeypatch.setattr("histosynth.tiles.slide_tiff._CACHE_BYTES", 2_000_000)
+    monkeypatch.setattr("histosynth.tiles.slides.tiff._CACHE_BYTES", 2_000_000)
     overview(reader, 16)
     assert reader._cached <= 2_000_000 and len(reader._cache) <= 10
 

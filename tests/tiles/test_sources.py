@@ -14,8 +14,8 @@ from PIL import Image
 
 from histosynth.core.errors import DataError, HistosynthError, RunError, SettingError
 from histosynth.tiles.images import read_rgb, square
-from histosynth.tiles.sources import ImportConfig, import_tiles, list_tiles, open_source, unique_ids
-from histosynth.tiles.split import SplitConfig, near_duplicate_groups, split_by_group
+from histosynth.tiles.sources.source import ImportConfig, import_tiles, list_tiles, open_source, unique_ids
+from histosynth.tiles.split.assign import SplitConfig, near_duplicate_groups, split_by_group
 from histosynth.tiles.tileset import TileSet, safe_name
 from tests.tiles.conftest import mutated, texture
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.tiles.protocols import PROTOCOLS
-from histosynth.tiles.sources import ImportConfig, import_tiles
-from histosynth.tiles.split import (
+from histosynth.tiles.sources.source import ImportConfig, import_tiles
+from histosynth.tiles.split.assign import (
     SplitConfig,
     carve,
     check_no_straddling,
@@ -22,6 +21,7 @@ from histosynth.tiles.split import (
     split_by_group,
     tie_groups,
 )
+from histosynth.tiles.split.protocols import PROTOCOLS
 from histosynth.tiles.tileset import complete
 
 

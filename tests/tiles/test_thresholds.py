@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from histosynth.cli import main
 from histosynth.core.errors import DataError, SettingError
-from histosynth.tiles.degrade import degrade
 from histosynth.tiles.images import read_rgb, write_png
-from histosynth.tiles.quality import METRICS
+from histosynth.tiles.quality.degrade import degrade
+from histosynth.tiles.quality.metrics import METRICS
+from histosynth.tiles.quality.thresholds import (
+    RULES,
+    Limits,
+    QualityConfig,
+    Thresholds,
+    heavy_losses,
+    learn,
+    learn_from,
+)
 from histosynth.tiles.simulate import PhantomConfig, simulate
-from histosynth.tiles.thresholds import RULES, Limits, QualityConfig, Thresholds, heavy_losses, learn, learn_from
 from histosynth.tiles.tileset import TileSet
 
 TYPICAL = {
@@ -60,7 +68,7 @@ def test_limits_are_each_classes_own():
 
 def test_few_tiles_take_the_pooled_limits_and_say_so(monkeypatch):
     said = []
-    monkeypatch.setattr("histosynth.tiles.thresholds.say", said.append)
+    monkeypatch.setattr("histosynth.tiles.quality.thresholds.say", said.append)
     limits = learn(table(120), ["TUM"] * 100 + ["RARE"] * 20)
     assert limits.pooled == ("RARE",) and limits.of("RARE").rules == limits.default.rules
     assert any("RARE has fewer than 30" in line for line in said)
@@ -98,7 +106,7 @@ def test_back_is_always_and_adi_nearly_always_accepted():
 
 def test_a_class_that_would_be_emptied_is_warned_about(monkeypatch):
     said = []
-    monkeypatch.setattr("histosynth.tiles.thresholds.say", said.append)
+    monkeypatch.setattr("histosynth.tiles.quality.thresholds.say", said.append)
     tiles = table(10, lap_var=[400.0] * 4 + [1.0] * 6)
     labels = ["TUM"] * 10
     limits = learn(table(100), ["TUM"] * 100)

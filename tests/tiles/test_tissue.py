@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.filters import threshold_otsu
 
-from histosynth.tiles.tissue import drop_small, find_tissue, otsu, shares
+from histosynth.tiles.slides.tissue import drop_small, find_tissue, otsu, shares
 
 PINK, PURPLE, GLASS = (225, 150, 190), (130, 90, 160), (243, 242, 244)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from histosynth import encoders
 from histosynth.core.errors import CheckpointError, SettingError
+from histosynth.core.fetch import fetch
 from histosynth.core.files import sha256_file
 from histosynth.core.progress import say
 from histosynth.core.types import EncoderCard
+from histosynth.core.web import Patience
 from histosynth.encoders.weights import find, home, remedy
-from histosynth.tiles.fetch import fetch
-from histosynth.tiles.web import Patience
 
 
 def card_of(name: str) -> EncoderCard:
@@ -35,7 +35,7 @@ def obtain(name: str, patience: Patience = Patience()) -> Path:
     Raises:
         SettingError: it needs no weights, or there is none of that name.
         CheckpointError: its weights are gated or lie where no program gets them; the remedy says what to do.
-        RunError, DataError: as `histosynth.tiles.fetch.fetch`.
+        RunError, DataError: as `histosynth.core.fetch.fetch`.
     """
     card = card_of(name)
     found = find(card)

@@ -35,8 +35,8 @@ from histosynth.study.generators import FAMILIES, GenerateConfig, family, make_t
 from histosynth.study.plan import Clock, Plan, make_plan
 from histosynth.study.report import Pictures, write_report
 from histosynth.tiles.batches import TileArray
-from histosynth.tiles.sources import ImportConfig, import_tiles
-from histosynth.tiles.split import SplitConfig, check_no_straddling, check_shares
+from histosynth.tiles.sources.source import ImportConfig, import_tiles
+from histosynth.tiles.split.assign import SplitConfig, check_no_straddling, check_shares
 from histosynth.tiles.tileset import SPLITS, TileSet, set_aside
 
 

@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from histosynth.core.errors import SettingError
 from histosynth.study.verbs.show import print_table
-from histosynth.tiles.catalogue import load_catalogue, size_text
-from histosynth.tiles.download import DownloadConfig
-from histosynth.tiles.download import download as download_tiles
+from histosynth.tiles.download.catalogue import load_catalogue, size_text
+from histosynth.tiles.download.job import DownloadConfig
+from histosynth.tiles.download.job import download as download_tiles
 
 
 def download(

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from histosynth.core.progress import say
 from histosynth.study.compare import spell
-from histosynth.study.evaluation import EvaluateConfig, evaluate_sets
+from histosynth.study.evaluation.run import EvaluateConfig, evaluate_sets
 from histosynth.tiles.tileset import TileSet
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from histosynth.core.progress import say
-from histosynth.tiles.dataset_tool import write_dataset_zip
+from histosynth.tiles.sources.dataset_tool import write_dataset_zip
 from histosynth.tiles.tileset import TileSet
 
 

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from histosynth.core.progress import say
-from histosynth.study.overview import OverviewConfig
-from histosynth.study.overview import overview as write_overview
+from histosynth.study.overview.page import OverviewConfig
+from histosynth.study.overview.page import overview as write_overview
 
 
 def overview(

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
 from histosynth.study.verbs.show import describe, print_table
-from histosynth.tiles.prepare import PrepareConfig, prepare
+from histosynth.tiles.prepare.pipeline import PrepareConfig, prepare
 from histosynth.tiles.tileset import TileSet
 
 

@@ -11,8 +11,8 @@ from histosynth.core.errors import SettingError
 from histosynth.core.files import atomic_path
 from histosynth.core.progress import say
 from histosynth.study.verbs.show import print_table
-from histosynth.tiles.quality import quality_table
-from histosynth.tiles.thresholds import QualityConfig, learn
+from histosynth.tiles.quality.metrics import quality_table
+from histosynth.tiles.quality.thresholds import QualityConfig, learn
 from histosynth.tiles.tileset import SPLITS, TileSet
 
 if TYPE_CHECKING:

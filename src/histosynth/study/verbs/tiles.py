@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from histosynth.study.verbs.show import describe
 from histosynth.tiles.simulate import PhantomConfig, simulate
-from histosynth.tiles.sources import ImportConfig, import_tiles
+from histosynth.tiles.sources.source import ImportConfig, import_tiles
 
 
 def import_(source: Path, out: Path, *, config: Annotated[ImportConfig, Parameter(name="*")] = ImportConfig()) -> None:

@@ -1,0 +1,1 @@
+"""What could be learnt without looking at tissue: leakage probes, and what colour says of the classes."""
