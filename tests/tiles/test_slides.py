@@ -15,8 +15,8 @@ from PIL import Image
 
 from histosynth.core.errors import DataError, RunError, SettingError
 from histosynth.tiles.images import read_rgb
-from histosynth.tiles.slides import cut as slides_module
-from histosynth.tiles.slides.cut import cut, list_slides
+from histosynth.tiles.slides import cutting as slides_module
+from histosynth.tiles.slides.cutting import cut, list_slides
 from histosynth.tiles.slides.plan import CutConfig, grid
 from histosynth.tiles.slides.reader import OpenSlideReader, PlainReader, microns, open_slide, overview, read_field
 from histosynth.tiles.slides.tiff import TiffReader

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from histosynth.core.errors import SettingError
 from histosynth.study.verbs.show import describe
-from histosynth.tiles.slides.cut import CutConfig, cut
+from histosynth.tiles.slides.cutting import CutConfig, cut
 
 
 def cut_(

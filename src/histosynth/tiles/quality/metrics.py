@@ -33,6 +33,7 @@ import numpy as np
 from histosynth.core.errors import DataError
 from histosynth.core.files import atomic_path
 from histosynth.core.progress import bar, say
+from histosynth.core.threads import on_one_thread
 from histosynth.tiles.images import read_rgb
 from histosynth.tiles.quality import artefacts, blocks
 
@@ -51,6 +52,7 @@ _READ_AHEAD = 32  # tiles that a thread reads before it measures them
 _CHUNK_PIXELS = 1 << 18  # planes of this many float32 stay in the processor's cache
 
 
+@on_one_thread
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
     """Measure tiles; a tile's values depend on that tile alone.
 

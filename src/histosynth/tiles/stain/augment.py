@@ -17,9 +17,10 @@ from histosynth import __version__
 from histosynth.core.errors import DataError, SettingError, did_you_mean
 from histosynth.core.files import read_json, write_json
 from histosynth.core.seeds import numpy_rng
+from histosynth.core.threads import on_one_thread
 from histosynth.tiles.stain.codes import STANDARD, check_matrices, code_matrix, codes
 from histosynth.tiles.stain.colour import hsv_to_rgb, lab_to_rgb, rgb_to_hsv, rgb_to_lab
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images, on_one_thread
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images
 from histosynth.tiles.stain.reinhard import statistics
 
 SPACES = ("lab", "hsv", "od")

@@ -8,20 +8,15 @@ the colour of I0 itself, so that brightness and tint are both divided out, and n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.seeds import numpy_rng
 from histosynth.tiles.stain.codes import EOSIN
-
-_Args, _Result = ParamSpec("_Args"), TypeVar("_Result")
 
 MIN_PIXELS = 32
 """A tile with fewer stained pixels is left alone, however small it is."""
@@ -55,25 +50,6 @@ class LightConfig:
                 raise SettingError(f"{name} is {getattr(self, name)}.", f"Use {low} to {high}.")
         if self.samples < MIN_PIXELS:
             raise SettingError(f"samples is {self.samples}.", f"Use at least {MIN_PIXELS}.")
-
-
-@lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
-
-
-def on_one_thread(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Run `function` with one thread in matrix products.
-
-    They are so thin that threads only wait for each other, and sums split over threads would round differently.
-    """
-
-    @wraps(function)
-    def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
-        with _blas().limit(limits=1):
-            return function(*args, **kwargs)
-
-    return run
 
 
 def check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

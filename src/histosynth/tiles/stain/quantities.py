@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosynth.core.errors import DataError, SettingError
+from histosynth.core.threads import on_one_thread
 from histosynth.tiles.stain.codes import CODE_SPARSITY, check_matrices, code_matrix, codes
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images, luminosity, on_one_thread, white_point
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images, luminosity, white_point
 from histosynth.tiles.stain.methods import STAINS
 from histosynth.tiles.stain.separating import SeparatingNormaliser, stain_matrices
 

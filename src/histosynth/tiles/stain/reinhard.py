@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from histosynth import __version__
 from histosynth.core.errors import DataError, SettingError
+from histosynth.core.threads import on_one_thread
 from histosynth.tiles.stain.colour import lab_to_rgb, rgb_to_lab
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images, on_one_thread
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images
 from histosynth.tiles.stain.profile import Profile, load_profile
 
 _LEAST_SPREAD = 0.5

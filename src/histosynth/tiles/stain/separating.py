@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from histosynth import __version__
 from histosynth.core.errors import DataError, SettingError
+from histosynth.core.threads import on_one_thread
 from histosynth.tiles.stain import anchored, macenko, vahadane
 from histosynth.tiles.stain.codes import CODE_SPARSITY, STANDARD, code_matrix, codes, high_percentile
-from histosynth.tiles.stain.light import LightConfig, Scene, check_images, on_one_thread
+from histosynth.tiles.stain.light import LightConfig, Scene, check_images
 from histosynth.tiles.stain.profile import Profile, load_profile
 
 _LEAST_STRENGTH = 0.02
