@@ -55,7 +55,10 @@ VERBS = {
     "generators": ("histosynth.study.verbs.lists:generators", "List the generator families."),
     "doctor": ("histosynth.study.verbs.doctor:doctor", "Say what works on this machine and what is missing."),
 }
-GROUPS = {"tiles": "Tile sets: import, simulate.", "train": "Train generators and classifiers."}
+GROUPS = {
+    "tiles": "Tile sets: download, import, cut, check, prepare, export, simulate.",
+    "train": "Train generators and classifiers.",
+}
 
 
 def build_app() -> App:

@@ -103,6 +103,26 @@ def test_features_do_not_depend_on_the_batch(monkeypatch, tmp_path):
     assert torch.allclose(alone, together, atol=1e-5) and torch.allclose(encoder.encode(images), together, atol=1e-4)
 
 
+def test_features_are_those_of_whole_float32(monkeypatch, tmp_path):
+    """cuDNN's default, TF32, would give other features on a card than on the CPU."""
+    seen = []
+
+    class Probe(torch.nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x.new_zeros(len(x), self.dim)
+
+    shrink(monkeypatch)
+    encoder = encoders.load("dinov2-s", "cpu", weights=small_file("dinov2-s", tmp_path))
+    tiny = encoders.load("tissue-tiny", "cpu")
+    before = torch.backends.cudnn.allow_tf32
+    for one in (encoder, tiny):
+        one.network = Probe()
+        one.network.dim = one.card.dim
+        one.encode(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32 == before
+
+
 @pytest.mark.parametrize("name", ["inception-v3", "uni2-h", "pathoduet", "clip", "mobilenet-v2"])
 def test_bfloat16_keeps_the_direction(name, monkeypatch, tmp_path):
     shrink(monkeypatch)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from histosynth import encoders
 from histosynth.core.errors import DataError
 from histosynth.core.types import EncoderCard
-from histosynth.encoders.store import features
+from histosynth.encoders.store import encode_all, features
 
 
 class Counting:
@@ -96,3 +97,11 @@ def test_refuses_bad_input(tiles, tmp_path):
 
 def test_no_tiles(tmp_path):
     assert features(Counting(), np.zeros((0, 3, 8, 8), np.uint8), [], "digest", tmp_path).shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_tiles_are_taken_without_a_warning(tmp_path):
+    """Decoded tiles are read-only memory maps, and torch warns of these."""
+    tiles = np.zeros((3, 3, 32, 32), np.uint8)
+    tiles.flags.writeable = False
+    assert encode_all(encoders.load("colour", "cpu"), tiles).shape == (3, 66)

@@ -137,6 +137,16 @@ def test_weights_on_the_command_line(tmp_path):
         parse_weights(["virchow2=a.pth"], ["uni"])
 
 
+def test_a_cached_download_is_found_in_any_case(monkeypatch, tmp_path):
+    """MahmoodLab/UNI is also offered as MahmoodLab/uni, and the cache is named after what was asked for."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "models--MahmoodLab--uni" / "snapshots" / "abc" / "pytorch_model.bin"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    (tmp_path / "models--MahmoodLab--UNI2-h" / "snapshots" / "abc").mkdir(parents=True)
+    assert encoders.locate("uni") == file and encoders.locate("uni2-h") is None
+
+
 @pytest.mark.parametrize(
     "name", ["uni2-h", "pathoduet", "virchow2", "h-optimus-0", "phikon-v2", "mobilenet-v2", "colour"]
 )

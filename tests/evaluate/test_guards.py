@@ -53,6 +53,8 @@ def test_a_sound_pair_has_notes_alone():
 def test_unequal_numbers_are_named_with_what_is_compared():
     message = next(f.message for f in inspect(real(), synthetic(n=3), facts()) if f.guard == "unequal numbers")
     assert "8 real train, 20 real test, 6 synthetic" in message and "compares 6 of each" in message
+    message = next(f.message for f in inspect(real(), synthetic(n=3), facts(n=4)) if f.guard == "unequal numbers")
+    assert "compares 4 of each" in message, "no more than were picked"
 
 
 def test_the_prior_is_stated_and_where_it_differs_most():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from histosynth.cli import main
 from histosynth.core.errors import DataError, RunError, SettingError
+from histosynth.study import compare as compare_module
 from histosynth.study import utility
 from histosynth.study.compare import CompareConfig, compare
 from histosynth.study.plan import make_plan
@@ -155,6 +157,19 @@ def test_a_run_never_mixes_two_sets_of_tiles(finished, source, tmp_path):
     digest.write_text('{"digest": "another"}')
     with pytest.raises(RunError, match="not those that the run"):
         compare(source, config=CompareConfig(out=out, **TOY))
+
+
+def test_synthetic_tiles_made_from_test_tiles_are_refused(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    tileset, made = TileSet.open(out / "tiles"), TileSet.open(out / "synthetic" / "gan")
+    for split in ("train", "test"):
+        made.table["reference"] = tileset.rows(split).id[0]
+        made.table.to_parquet(made.folder / "tiles.parquet")
+        if split == "train":
+            assert len(compare_module._synthetic_array(out, "gan", CompareConfig(**TOY), tileset)) == len(made.kept)
+    with pytest.raises(DataError, match="outside train"):
+        compare_module._synthetic_array(out, "gan", CompareConfig(**TOY), tileset)
 
 
 def test_minutes_become_steps_by_fixed_rates():

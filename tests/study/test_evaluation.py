@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ from histosynth.evaluate.settings import Protocol
 from histosynth.study.evaluation import run as evaluation
 from histosynth.study.evaluation.measures import blurred
 from histosynth.study.evaluation.run import EvaluateConfig, evaluate_sets
+from histosynth.study.evaluation.verdict import _copied as verdict_of_copies
+from histosynth.study.evaluation.verdict import _nuclei as verdict_of_nuclei
+from histosynth.study.evaluation.verdict import verdict
 from histosynth.tiles.images import read_rgb, write_png
 from histosynth.tiles.phantom import make_hospital, make_patient, render
 from histosynth.tiles.tileset import TileSet
@@ -255,6 +259,20 @@ def test_conditioned_tiles(real, split, refused, tmp_path):
     assert "Tiles conditioned on real tiles" in page
 
 
+def test_groups_of_alike_tiles_are_not_called_patients():
+    report = {
+        "data": {"split_protocol": "groups of near-duplicates (no patients were given)", "patients": {"test": 9},
+                 "counts": {"test": {"TUM": 30}}},
+        "encoders": {}, "n": 8, "source": "gan", "synthetic_is_real": False,
+        "staining": {"synthetic": {"patients_shift": 0.5}},
+    }  # fmt: skip
+    score = {"value": 1.0, "low": 0.5, "high": 1.5, "floor": 1.0, "floor_low": 0.5, "floor_high": 1.5}
+    report["encoders"]["colour"] = {"all": {"scores": {"kid": score | {"better": "lower", "position": 0.0}}}}
+    text = verdict(report)
+    assert "Against 8 of 30 real test tiles of 9 groups of alike tiles, the GAN tiles" in text
+    assert "within the spread between real groups" in text and "patient" not in text
+
+
 def test_refusals(real, made, tmp_path):
     with pytest.raises(DataError, match="also in the other real set, bit for bit"):
         judged(real, real, tmp_path / "same")
@@ -267,9 +285,52 @@ def test_refusals(real, made, tmp_path):
     with pytest.raises(DataError, match="same class names"):
         other = TileSet(made.folder, made.table, made.meta | {"classes": [{"label": "X", "colour": "#000000"}]})
         judged(real, other, tmp_path / "c")
-    for bad in ({"encoder": ()}, {"weights": ("uni",)}, {"classifier_steps": 0}, {"size": 4}):
+    for bad in ({"encoder": ()}, {"weights": ("virchow2=x",)}, {"classifier_steps": 0}, {"size": 4}):
         with pytest.raises(SettingError):
             EvaluateConfig(**bad)
+
+
+def test_weights_find_their_encoder():
+    assert EvaluateConfig(encoder=("uni",), weights=("a.pth",)).with_weights("uni") == ("uni", Path("a.pth"))
+    both = EvaluateConfig(encoder=("uni", "clip"), weights=("clip=b.pth", "lpips-alex=c.pth"))
+    assert [both.with_weights(name)[1] for name in ("uni", "clip", "clip=d", "lpips-alex")] == [
+        None, Path("b.pth"), Path("d"), Path("c.pth"),
+    ]  # fmt: skip
+    for wrong in ("a.pth", "lpips-vgg=a.pth", "uni2-h=a.pth"):
+        with pytest.raises(SettingError, match="--weights"):
+            EvaluateConfig(encoder=("uni", "clip"), weights=(wrong,))
+
+
+@pytest.mark.parametrize(
+    ("equal", "alarms", "said"),
+    [
+        (0.05, 0.12, "10 of 200 tiles are exact copies of training tiles, and 14 more resemble one too closely (the"),
+        (0.05, 0.05, "10 of 200 tiles are exact copies of training tiles (the"),
+        (0.0, 0.12, "24 of 200 tiles resemble a training tile too closely (2 expected"),
+        (0.0, 0.01, "No copies of training tiles were found (the"),
+    ],
+)
+def test_near_copies_are_counted_beside_exact_ones(equal, alarms, said):
+    copies = {"n_synthetic": 200, "pixel_equal": equal, "pixel_alarms": alarms}
+    report = {"encoders": {"colour": {"copies": copies}}, "planted": {"n": 40, "found": 1.0}}
+    assert verdict_of_copies(report).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("made", "real", "n", "said"),
+    [
+        (-0.1, 0.0, 400, "as many nuclei"),
+        (-0.9, 0.0, 400, "fewer nuclei than real tiles (by 0.9"),
+        (0.9, -0.9, 400, "more nuclei than real tiles (by 0.9"),
+        (-0.4, -0.35, 400, "no more than other real patients"),
+        (-0.9, -0.35, 400, "fewer nuclei than real tiles (by 0.9"),
+        (-7.1, 0.0, 2, ""),
+    ],
+)
+def test_nuclei_are_read_beside_other_real_patients(made, real, n, said):
+    sides = {"synthetic": {"nuclei_count_shift": made}, "real": {"nuclei_count_shift": real}}
+    sentence = verdict_of_nuclei({"nuclei": {"n": n, **sides}})
+    assert said in sentence and bool(said) == bool(sentence)
 
 
 class Broken:

@@ -162,6 +162,13 @@ def test_synthetic_tiles_rare_classes_and_several_sizes(tmp_path: Path, hurried:
     assert "B (7), C (1)" in texts(report, "note") and "more than one size" in texts(report, "note")
 
 
+def test_a_set_of_test_tiles_alone_gets_a_page_without_limits(tmp_path: Path, hurried: None) -> None:
+    report, shown = describe(make_set(tmp_path / "set", tissue(12, 3), split="test"), SMALL)
+    assert report["quality"]["rules"] == "none" and report["quality"]["rejected"] == 0
+    assert "No limits were asked for" not in (page := Page(render(report, shown)).text())
+    assert "No limits: there is no tile to learn them from" in page
+
+
 def test_one_class_of_white_tiles_still_gives_a_page(tmp_path: Path, hurried: None) -> None:
     images = np.full((12, 3, 48, 48), 255, np.uint8)
     tileset = make_set(tmp_path / "set", images, ("BACK",))

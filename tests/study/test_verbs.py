@@ -54,6 +54,12 @@ def test_train_generate_evaluate(tiles, tmp_path, capfd):
     assert stop.value.code == 2 and "'TUMOUR'" in capfd.readouterr().err
 
 
+def test_no_generator_learns_from_the_test(tiles, tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "gan", str(tiles), str(tmp_path / "gan"), "--split", "test"])
+    assert stop.value.code == 2 and "split is 'test'" in capfd.readouterr().err
+
+
 def test_train_classifier(tiles, tmp_path):
     out = tmp_path / "run"
     main(["train", "classifier", str(tiles), str(out), "--size", "32", "--classifier.steps", "3"])

@@ -139,6 +139,12 @@ def test_filling_agrees_with_scikit_image(seed, points):
     assert np.array_equal(fill([ring], 60, 64), fill([np.vstack([ring, ring[:1]])], 60, 64))
 
 
+def test_an_area_that_reaches_far_beyond_the_slide_costs_nothing(tmp_path):
+    far = feature("T", [[[100, 0], [1e9, 0], [1e9, 1e9], [100, 1e9]]])
+    x = np.array([0.0, 50.0, 200.0])
+    assert cover_of(tmp_path, [far], x, np.zeros(3), 100, 100)["T"] == pytest.approx([0, 0.5, 1], abs=0.02)
+
+
 def test_large_areas_are_worked_through_in_bands(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)

@@ -343,6 +343,23 @@ def test_many_mutated_archives_are_read_or_refused(tmp_path):
     assert damage_survived(tmp_path, 15_000, first=5000) > 5000
 
 
+def test_a_large_extended_header_is_read_and_damage_in_it_is_found(tmp_path):
+    def with_header(records):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, data, kind in (("x", records, b"x"), ("A/1.png", b"1", b"0")):
+                member = tarfile.TarInfo(name)
+                member.size, member.type = len(data), kind
+                archive.addfile(member, io.BytesIO(data))
+        return write(tmp_path, "x.tar", stream.getvalue())
+
+    many = b"5 a=\n" * 200_000 + b"17 path=A/ab.png\n"
+    assert list(open_archive(with_header(many)).members) == ["A/ab.png"]
+    for bad in (b"0 a=\n", b"-5 a=\n", b"99 a=\n", b"5 a\n\n", b"4 a=\n", b" 5 a=\n", b"a=\n", b"5 a=\n5 b", b"7 a=\n"):
+        with pytest.raises(DataError, match="is damaged"):
+            open_archive(with_header(bad))
+
+
 def test_crafted_tar_headers_never_hang(tmp_path):
     """Headers with a right checksum and random fields."""
     rng = np.random.default_rng(0)

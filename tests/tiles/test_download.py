@@ -393,3 +393,12 @@ def test_settings_and_catalogues_with_mistakes(tmp_path):
     assert set(catalogue.load_catalogue(path)) == {"mine", *DATASETS}
     with pytest.raises(SystemExit):
         cli.main(["tiles", "download", "crc-val-he-7k"])
+
+
+def test_the_verb_names_a_wrong_data_set_before_a_missing_folder():
+    from histosynth.study.verbs.download import download as verb
+
+    with pytest.raises(SettingError, match="no data set 'nct-crc'"):
+        verb("nct-crc")
+    with pytest.raises(SettingError, match="tiles download crc-val-he-7k FOLDER"):
+        verb("crc-val-he-7k")

@@ -240,6 +240,12 @@ def test_chunks_without_a_length(server, waits, tmp_path):
     assert get(url, tmp_path / "d").read_bytes() == BODY, "an endless answer is cut at the known size"
 
 
+def test_a_length_that_is_none_is_passed_over(server, waits, tmp_path):
+    for number, length in enumerate(("9" * 5000, "some")):
+        url = server.add(f"/{number}", BODY, Answer(headers={"Content-Length": length}))
+        assert get(url, tmp_path / str(number)).read_bytes() == BODY
+
+
 def test_silence_and_trickles_are_cut(server, waits, tmp_path):
     url = server.add("/file", BODY, Answer(hang=3000), Answer())
     impatient = Patience(timeout=0.2, slowest=1000)
@@ -323,6 +329,8 @@ def test_json_is_retried_and_checked(server, waits):
         server.add("/j", bad)
         with pytest.raises(DataError, match="does not answer with JSON"):
             fetch_json(url)
+    server.add("/j", b'{"a": 1}', Answer(headers={"Content-Length": "eight"}))
+    assert fetch_json(url) == {"a": 1}
     server.add("/j", b"", Answer(status=404))
     with pytest.raises(RunError, match="404"):
         fetch_json(url)

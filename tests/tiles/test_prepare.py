@@ -19,11 +19,12 @@ from histosynth import cli
 from histosynth.core.errors import DataError, RunError, SettingError
 from histosynth.core.files import read_json
 from histosynth.core.pool import run_tasks
+from histosynth.core.seeds import numpy_rng
 from histosynth.tiles.images import read_rgb, square
 from histosynth.tiles.prepare.pipeline import PrepareConfig, prepare
 from histosynth.tiles.quality.metrics import METRICS, quality_table
 from histosynth.tiles.quality.thresholds import QualityConfig
-from histosynth.tiles.sources.source import Source
+from histosynth.tiles.sources.source import Source, import_tiles
 from histosynth.tiles.split.assign import SplitConfig
 from histosynth.tiles.stain import load_normaliser
 from histosynth.tiles.tileset import TileSet
@@ -285,6 +286,38 @@ def test_a_patient_in_two_splits_is_refused(source, tmp_path):
         prepare(source, tmp_path / "out", PLAIN, workers=1)
 
 
+def test_what_cannot_be_split_is_refused_before_a_tile_is_read(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Source, "rgb", lambda *_: pytest.fail("a tile was read"))
+    with pytest.raises(DataError, match="no place for tiles from 'tiles.csv'"):
+        prepare(source / "tiles.csv", tmp_path / "a", PrepareConfig(split=SplitConfig(protocol="nct-crc")), workers=1)
+    table = pd.read_csv(source / "tiles.csv").assign(split=["train", "test"] * 18)
+    table.loc[0, "patient"] = table.patient[1]
+    table.to_csv(source / "tiles.csv", index=False)
+    with pytest.raises(DataError, match="more than one split: p1"):
+        prepare(source / "tiles.csv", tmp_path / "b", PLAIN, workers=1)
+
+
+@pytest.mark.parametrize("parent", ["train", "test"])
+def test_synthetic_tiles_keep_their_reference_and_never_train_beside_a_test_tile(source, tmp_path, parent):
+    real = import_tiles(source / "tiles.csv", tmp_path / "real")
+    reference, label = real.rows(parent).iloc[0], real.classes[0]
+    # named like a real tile, so that both get new ids
+    row = {"id": reference.id, "path": reference.path, "label": label, "patient": "none", "split": "train",
+           "generator": "gan", "reference": reference.id}  # fmt: skip
+    path = tmp_path / "made" / row["path"]
+    path.parent.mkdir(parents=True)
+    Image.fromarray(numpy_rng(0, "noise").integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
+    made = TileSet.create(tmp_path / "made", pd.DataFrame([row]), [label])
+    sources = [real.folder, made.folder]
+    if parent == "test":
+        with pytest.raises(DataError, match="conditioned on"):
+            prepare(sources, tmp_path / "out", PLAIN, workers=1)
+        return
+    kept = prepare(sources, tmp_path / "out", PLAIN, workers=1).kept
+    own, theirs = (kept[(kept.origin == name) & (kept.source == row["path"])].iloc[0] for name in ("made", "real"))
+    assert own.split == theirs.split == "train" and own.id != theirs.id == own.reference
+
+
 def test_of_two_copies_the_one_of_the_test_stays(source, tmp_path):
     table = with_splits(source)
     train, test = table[table.split == "train"].path[0], table[table.split == "test"].path.iloc[0]
@@ -426,6 +459,7 @@ ORPHANS = """
 import multiprocessing, threading, time
 from functools import partial
 from histosynth.core.pool import run_tasks
+from histosynth.core.seeds import numpy_rng
 def tell():
     while len(multiprocessing.active_children()) < 2:
         time.sleep(0.05)

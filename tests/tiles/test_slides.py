@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from histosynth.tiles.slides.cutting import cut, list_slides
 from histosynth.tiles.slides.plan import CutConfig, grid
 from histosynth.tiles.slides.reader import OpenSlideReader, PlainReader, microns, open_slide, overview, read_field
 from histosynth.tiles.slides.tiff import TiffReader
+from histosynth.tiles.split.assign import SplitConfig
 from histosynth.tiles.tileset import TileSet
 
 EVERYTHING = {"min_tissue": 0.0, "mpp": 0.5}
@@ -175,6 +177,20 @@ def test_absurd_sizes_are_refused_before_openslide_sees_them(tmp_path, image):
                 file.pages[0].tags[tag].overwrite(value, dtype="I")
             with pytest.raises(DataError, match=f"{name}.*claims"):
                 open_slide(path)
+
+
+def test_a_size_that_the_tiles_do_not_fill_is_refused(tmp_path, image):
+    path = pyramid(tmp_path / "a.tif", image, levels=1)
+    with tifffile.TiffFile(path) as file:
+        assert file.byteorder == "<"
+        places = [file.pages[0].tags[code].offset for code in (256, 257)]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place + 2 : place + 4] = struct.pack("<H", 4)
+        data[place + 8 : place + 12] = struct.pack("<I", 66_000)  # a thousand million pixels to look through
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="claims 66000 x 66000 pixels but has"):
+        open_slide(path)
 
 
 def test_openslide_and_tifffile_agree_and_levels_are_chosen(tmp_path):
@@ -419,7 +435,7 @@ def test_only_bad_slides_is_an_error_and_settings_are_checked(tmp_path, hospital
     for wrong, name in [
         ({"size": 4}, "size is 4"), ({"mpp": 0}, "mpp is 0"), ({"overlap": 224}, "overlap is 224"),
         ({"min_tissue": 2}, "min_tissue"), ({"min_cover": 0}, "min_cover is 0"), ({"max_tiles": 0}, "max_tiles is 0"),
-        ({"border": "wrap"}, "border"),
+        ({"border": "wrap"}, "border"), ({"split": SplitConfig(protocol="nct-crc")}, "split.protocol is 'nct-crc'"),
     ]:  # fmt: skip
         with pytest.raises(SettingError, match=name):
             cut([hospital], tmp_path / "no", CutConfig(**wrong), workers=1)

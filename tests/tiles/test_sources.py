@@ -16,7 +16,7 @@ from histosynth.core.errors import DataError, HistosynthError, RunError, Setting
 from histosynth.tiles.images import read_rgb, square
 from histosynth.tiles.sources.source import ImportConfig, import_tiles, list_tiles, open_source, unique_ids
 from histosynth.tiles.split.assign import SplitConfig, near_duplicate_groups, split_by_group
-from histosynth.tiles.tileset import TileSet, safe_name
+from histosynth.tiles.tileset import SPLITS, TileSet, safe_name
 from tests.tiles.conftest import mutated, texture
 
 
@@ -36,13 +36,32 @@ def test_class_folders_become_a_tile_set(folders, tmp_path):
 
 def test_decoded_pixels_are_cached_and_a_damaged_cache_is_remade(folders, tmp_path):
     tileset = import_tiles(folders, tmp_path / "out")
-    first = tileset.array("train", size=32)
-    assert first.images.shape[1:] == (3, 32, 32) and first.images.dtype == np.uint8
+    first = np.array(tileset.array("train", size=32).images)
+    assert first.shape[1:] == (3, 32, 32) and first.dtype == np.uint8
     (cache,) = (tmp_path / "out" / "cache").glob("*.npy")
     cache.write_bytes(cache.read_bytes()[:200])
-    assert np.array_equal(tileset.array("train", size=32).images, first.images)
+    assert np.array_equal(tileset.array("train", size=32).images, first)
     path = tileset.folder / tileset.rows("train").path[0]
-    assert np.array_equal(first.images[0], square(read_rgb(path)[0], 32).transpose(2, 0, 1))
+    assert np.array_equal(first[0], square(read_rgb(path)[0], 32).transpose(2, 0, 1))
+
+
+def test_a_split_is_a_part_of_the_memory_map(folders, tmp_path):
+    tileset = import_tiles(folders, tmp_path / "out")
+    whole, seen = tileset.array(size=32), []
+    assert sorted(whole.ids) == sorted(tileset.kept.id)
+    for split in SPLITS:
+        part, rows = tileset.array(split, size=32), tileset.rows(split)
+        assert isinstance(part.images, np.memmap) and len(rows)
+        assert part.ids == rows.id.tolist() and part.groups == rows.patient.tolist()
+        assert [part.classes[k] for k in part.labels] == rows.label.tolist()
+        pixels = [square(read_rgb(tileset.folder / p)[0], 32).transpose(2, 0, 1) for p in rows.path]
+        assert np.array_equal(part.images, pixels)
+        seen += part.ids
+    assert whole.ids == seen
+    assert np.array_equal(whole.images[-1], pixels[-1])
+    with pytest.raises(DataError, match="no split 'tset'"):
+        tileset.array("tset", size=16)
+    assert not list((tmp_path / "out" / "cache").glob("pixels-16-*"))  # refused before anything is decoded
 
 
 def test_damage_is_set_aside_and_never_stops_the_import(folders, tmp_path):
@@ -179,6 +198,65 @@ def test_no_usable_file_and_folders_of_splits_are_named(folders, tmp_path):
     (folders / "tiles.csv").unlink()
     with pytest.raises(DataError, match="like splits and not like classes"):
         import_tiles(folders, tmp_path / "out2")
+
+
+def test_a_folder_below_a_single_folder_imports_as_an_unpacked_archive_would(folders, tmp_path):
+    expected = import_tiles(folders, tmp_path / "out")
+    for name in ("tables", "images"):
+        shutil.copytree(folders, tmp_path / name / "NCT-CRC-HE-100K")
+    write_csv(tmp_path / "tables" / "NCT-CRC-HE-100K")
+    found = import_tiles(tmp_path / "images", tmp_path / "again")
+    assert found.digest == expected.digest and found.meta["source"] == "NCT-CRC-HE-100K"
+    assert (list_tiles(tmp_path / "tables").patient != "").all()
+    single = tmp_path / "one" / "TUM"  # a class, not a collection
+    shutil.copytree(folders, single)
+    assert set(list_tiles(tmp_path / "one").label) == {"TUM"}
+
+
+@pytest.mark.parametrize("names", [("NCT-CRC-HE-100K", "CRC-VAL-HE-7K"), ("train", "test", "extra")])
+def test_folders_of_collections_are_not_taken_for_classes(folders, tmp_path, names):
+    for old, new in (("A", "ADI"), ("B", "TUM"), ("C c", "NORM")):
+        (folders / old).rename(folders / new)
+    for name in names:
+        shutil.copytree(folders, tmp_path / "both" / name)
+    with pytest.raises(DataError, match=r"no classes: they hold folders of classes \(ADI, NORM, TUM\).*prepare"):
+        list_tiles(tmp_path / "both")
+    (tmp_path / "both" / names[0] / "TUM").rename(tmp_path / "both" / names[0] / "patient 1")
+    assert set(list_tiles(tmp_path / "both").label) == set(names)
+
+
+def test_a_published_split_is_refused_before_anything_is_copied(folders, tmp_path):
+    for protocol, message in (("nct-crc", "one source is imported.*tiles prepare"), ("nct", "Did you mean 'nct-crc'")):
+        with pytest.raises(SettingError, match=message):
+            import_tiles(folders, tmp_path / "out", ImportConfig(split=SplitConfig(protocol=protocol)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", "[" * 100_000, '{"classes": [{"label": "A"}], "digest": "x"}', '{"classes": 3}']
+)
+def test_a_tile_set_without_its_description_is_refused(folders, tmp_path, text):
+    import_tiles(folders, tmp_path / "out")
+    (tmp_path / "out" / "tileset.json").write_text(text)
+    with pytest.raises(DataError, match="tileset.json"):
+        TileSet.open(tmp_path / "out")
+
+
+def test_a_damaged_table_of_a_tile_set_is_refused(folders, tmp_path):
+    path = import_tiles(folders, tmp_path / "out").folder / "tiles.parquet"
+    table, data = pd.read_parquet(path), path.read_bytes()
+    for changed in (table.drop(columns="label"), table.assign(width="a"), table.assign(label="Z")):
+        changed.to_parquet(path, index=False)
+        with pytest.raises(DataError, match="no column 'label'|cannot be read|class 'Z'"):
+            TileSet.open(tmp_path / "out")
+    refused = 0
+    for number in range(60):
+        path.write_bytes(mutated(data, number))
+        try:
+            TileSet.open(tmp_path / "out")
+        except DataError:
+            refused += 1
+    assert refused
 
 
 def test_a_given_split_is_kept_but_for_training_copies_of_test_tiles(folders, tmp_path):

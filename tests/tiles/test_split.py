@@ -224,6 +224,14 @@ def test_a_reference_that_was_set_aside_may_be_a_copy_of_a_test_tile():
     check_no_straddling(family("train", ""))
 
 
+def test_a_generated_tile_is_no_test_tile_of_a_real_set():
+    table = rows(label=["A"] * 3, split=["train", "test", "test"], generator=["", "", "gan"])
+    with pytest.raises(DataError, match=r"1 synthetic tile\(s\) are in the test split: t2"):
+        check_no_straddling(table)
+    check_no_straddling(table.assign(generator="gan"))  # a set of generated tiles alone can be divided
+    check_no_straddling(table.assign(split=["train", "test", "train"]))
+
+
 def test_synthetic_sets_are_checked_against_the_real_one():
     real = rows(label=["A"] * 5, split=["train", "val", "test", "train", ""])
     real.loc[3, ["kept", "split"]] = [False, ""]

@@ -229,7 +229,7 @@ class _Download:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.strip().isdecimal() else None
+    return int(text) if text and text.strip().isdecimal() and len(text) < 20 else None
 
 
 def _content_range(text: str | None) -> tuple[int, int | None]:

@@ -167,7 +167,7 @@ def fetch_json(url: str, patience: Patience = Patience(attempts=3)) -> Any:
         try:
             with open_url(url, {"Accept": "application/json"}, patience.timeout) as response:
                 body = response.read(_JSON_LIMIT + 1)
-                missing = int(response.headers.get("Content-Length") or 0) > len(body)
+                missing = (response.length or 0) > 0  # what is left of the Content-Length
             if not missing or len(body) > _JSON_LIMIT:
                 break
             reason = PassingError("the connection ended early")

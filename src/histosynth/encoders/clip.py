@@ -1,7 +1,8 @@
 """`clip`: the image half of CLIP ViT-L/14 at 336 px, the encoder of CMMD.
 
 Jayasumana et al. 2024 (arXiv:2401.09603): the projected image embedding, divided by its length, of images resized by
-bicubic interpolation; Radford et al. 2021 (arXiv:2103.00020) for the network and its normalisation.
+bicubic interpolation; Radford et al. 2021 (arXiv:2103.00020) for the network and its normalisation. The resize here
+is antialiased (Pillow's), where the authors' code is not, so that tiles larger than 336 px do not alias.
 """
 
 from __future__ import annotations

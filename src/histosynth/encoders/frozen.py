@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Literal
 
@@ -20,6 +20,15 @@ Precision = Literal["float32", "bfloat16"]
 SMALLEST = 8
 """Shortest edge of a tile, pixels; anything smaller is a mistake."""
 _FAR = 16.0  # a tile in [-1, 1] whose values reach this far is a tile in grey levels
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Convolutions of float32 in float32. By default NVIDIA cards round their inputs to the 10 bits of TF32, and the
+    features of a tile would depend on the device."""
+    now = torch.backends.cudnn
+    with now.flags(now.enabled, now.benchmark, deterministic=now.deterministic, allow_tf32=False):
+        yield
 
 
 class FrozenEncoder:
@@ -91,7 +100,7 @@ class FrozenEncoder:
     def _features(self, grey: Tensor) -> Tensor:
         x = self.door(grey).contiguous(memory_format=torch.channels_last)
         half = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+        with whole_float32(), torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
             return self.network(x).float()
 
     def _check(self, images: Tensor, right_type: bool, wanted: str) -> None:

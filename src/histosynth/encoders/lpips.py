@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from histosynth.core.device import pick_device
 from histosynth.core.errors import CheckpointError, DataError, SettingError, did_you_mean
 from histosynth.core.types import EncoderCard
+from histosynth.encoders.frozen import whole_float32
 from histosynth.encoders.weights import fit, read_tensors, require
 
 Net = Literal["alex", "vgg", "squeeze"]
@@ -104,7 +105,8 @@ class Lpips(nn.Module):
         total = torch.zeros(count, device=x.device)
         tapped = 0
         for i, layer in enumerate(self.features):
-            x = layer(x)
+            with whole_float32():
+                x = layer(x)
             if i in self.taps:
                 unit = x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt()
                 difference = (unit[:count] - unit[count:]).square()

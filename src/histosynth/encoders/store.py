@@ -171,7 +171,7 @@ def _header(count: int, dim: int) -> bytes:
 def _encode(encoder: Encoder, images: Any, start: int) -> np.ndarray:
     """The features of one chunk, checked: float32 [n, dim]."""
     card = encoder.card
-    chunk = torch.as_tensor(np.ascontiguousarray(images[start : start + _CHUNK]))
+    chunk = torch.from_numpy(np.array(images[start : start + _CHUNK], order="C"))  # memory maps are read-only
     values = encoder.encode(chunk).cpu().numpy()
     if values.shape != (len(chunk), card.dim):
         raise DataError(

@@ -20,6 +20,7 @@ from histosynth.core.device import pick_device
 from histosynth.core.errors import DataError
 from histosynth.core.files import sha256_file
 from histosynth.encoders import card
+from histosynth.encoders.frozen import whole_float32
 from histosynth.encoders.weights import fit, require
 
 INPUT = 64
@@ -97,7 +98,8 @@ class TissueTiny:
         x = images.to(self.device, torch.float32)
         if x.shape[-2:] != (INPUT, INPUT):
             x = F.interpolate(x, (INPUT, INPUT), mode="bilinear", antialias=True, align_corners=False)
-        return self.network(x.contiguous(memory_format=torch.channels_last))
+        with whole_float32():
+            return self.network(x.contiguous(memory_format=torch.channels_last))
 
 
 def load(device: str = "cpu", weights: Path | None = None) -> TissueTiny:

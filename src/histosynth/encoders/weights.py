@@ -113,11 +113,12 @@ def remedy(card: EncoderCard) -> str:
     )
 
 
-def parse_weights(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+def parse_weights(given: Sequence[str], names: Sequence[str], others: Sequence[str] = ()) -> dict[str, Path]:
     """The values of --weights, "NAME=FILE" or "FILE", by encoder.
 
     Args:
         names: the encoders that are going to be used.
+        others: what else takes weights, such as lpips-alex; FILE alone never means one of these.
 
     Raises:
         SettingError: a name that is not used, or FILE alone beside several encoders.
@@ -128,17 +129,20 @@ def parse_weights(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]
     found: dict[str, Path] = {}
     for text in given:
         name, equals, file = text.partition("=")
-        if not (equals and (name in known or name in names)):  # a path may hold an equals sign too
+        # a path may hold an equals sign too
+        named = name in known or name in names or name in others or name.startswith("lpips-")
+        if not (equals and file and named):
             if len(set(names)) != 1:
                 raise SettingError(
                     f"--weights is {text!r}, and the encoders are {', '.join(names) or 'none'}.",
                     "Say which one it belongs to: --weights NAME=FILE.",
                 )
             name, file = names[0], text
-        if name not in names:
+        if name not in names and name not in others:
+            option = "variety" if name.startswith("lpips-") else "encoder"
             raise SettingError(
                 f"--weights names {name!r}, but the encoders are {', '.join(names) or 'none'}.",
-                f"Add --encoder {name}, or leave these weights out.",
+                f"Add --{option} {name}, or leave these weights out.",
             )
         found[name] = Path(file).expanduser()
     return found
@@ -285,11 +289,18 @@ def hugging_face_folder() -> Path:
 
 
 def _snapshots(repository: str) -> list[Path]:
-    """Folders of a repository in the cache of Hugging Face, the one that "main" points to first."""
-    kept = hugging_face_folder() / ("models--" + repository.replace("/", "--"))
-    main = kept / "refs" / "main"
-    first = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
-    found = sorted((kept / "snapshots").glob("*"), key=lambda path: (path.name != first, path.name))
+    """Folders of a repository in the cache of Hugging Face, the one that "main" points to first.
+
+    The server takes a name in any case (MahmoodLab/uni and MahmoodLab/UNI are both in use), and the cache is named
+    after what was asked for.
+    """
+    root, wanted = hugging_face_folder(), ("models--" + repository.replace("/", "--"))
+    kept = [path for path in root.glob("models--*") if path.name.lower() == wanted.lower()]
+    found: list[Path] = []
+    for folder in sorted(kept, key=lambda path: (path.name != wanted, path.name)):
+        main = folder / "refs" / "main"
+        first = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+        found += sorted((folder / "snapshots").glob("*"), key=lambda path: (path.name != first, path.name))
     return [path for path in found if path.is_dir()]
 
 

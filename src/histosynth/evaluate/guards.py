@@ -48,6 +48,8 @@ class Facts:
     """Edge length in pixels at which tiles are compared."""
     classes: Sequence[str]
     """Classes of the real set."""
+    n: int = 0
+    """Tiles a side in every score, where they are picked already."""
     synthetic_is_real: bool = False
     """The "synthetic" side is a second set of real tiles."""
     patients_known: bool = True
@@ -94,7 +96,7 @@ def unequal_numbers(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) -
     if len({len(rows) for rows in sides.values()}) == 1:
         return []
     said = ", ".join(f"{len(rows)} {_other(facts) if name == 'other' else name}" for name, rows in sides.items())
-    used = sum(min((rows.label == label).sum() for rows in sides.values()) for label in facts.classes)
+    used = facts.n or sum(min((rows.label == label).sum() for rows in sides.values()) for label in facts.classes)
     text = f"The sides have {said} tiles; every score compares {used} of each, the same number of each class."
     return [Finding("unequal numbers", "note", text)]
 

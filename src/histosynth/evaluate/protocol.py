@@ -74,7 +74,8 @@ def judge(
         SettingError: the protocol names an unknown metric.
     """
     features = {
-        name: checked(array, f"{name} features") for name, array in zip(_SIDES, (train, test, synthetic), strict=True)
+        name: checked(array, f"{name} features", keep=True)
+        for name, array in zip(_SIDES, (train, test, synthetic), strict=True)
     }
     dims = {name: array.shape[1] for name, array in features.items()}
     if len(set(dims.values())) > 1:
@@ -239,7 +240,7 @@ def _warnings(counts: dict[str, np.ndarray], classes: Sequence[str], n: int, dim
 
 
 def _checked_ceiling(ceiling: np.ndarray, train: np.ndarray) -> np.ndarray:
-    values = checked(ceiling, "ceiling features")
+    values = checked(ceiling, "ceiling features", keep=True)
     if values.shape != train.shape:
         raise DataError(
             f"The ceiling has features {values.shape}, the picked training tiles {train.shape}.",

@@ -36,7 +36,7 @@ from histosynth.study.plan import Clock, Plan, make_plan
 from histosynth.study.report import Pictures, write_report
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.sources.source import ImportConfig, import_tiles
-from histosynth.tiles.split.assign import SplitConfig, check_no_straddling, check_shares
+from histosynth.tiles.split.assign import SplitConfig, check_no_straddling, check_shares, check_synthetic
 from histosynth.tiles.tileset import SPLITS, TileSet, set_aside
 
 
@@ -274,7 +274,9 @@ def _make(
 
 def _synthetic_array(out: Path, name: str, config: CompareConfig, tileset: TileSet) -> TileArray:
     """Synthetic tiles with the labels of the real set (a class without training tiles has none)."""
-    return fidelity.align(TileSet.open(out / "synthetic" / name).array(size=config.size), tileset.classes)
+    made = TileSet.open(out / "synthetic" / name)
+    check_synthetic(tileset.table, made.table)
+    return fidelity.align(made.array(size=config.size), tileset.classes)
 
 
 def spell(verb: str, tiles: str, config: Any, out: Path) -> str:

@@ -34,7 +34,10 @@ COLUMNS = {
     "width": 0, "height": 0, "kept": True, "reason": "",
     "generator": "", "checkpoint": "", "seed": -1, "reference": "",
 }  # fmt: skip
+# Arrow's errors are kinds of these
+PARQUET_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError, MemoryError)
 _DECODERS = 4
+_REMEDY = "Make the tile set again."
 # what may lie in the folder of a tile set that is not finished
 _PARTS = {
     "images", "tiles.parquet", "cache", "making.json", "cutting", "slides", "slides.csv",
@@ -66,7 +69,7 @@ class TileSet:
         """Open a tile set.
 
         Raises:
-            DataError: the folder is no tile set, or its table is damaged.
+            DataError: the folder is no tile set, or its table or description is damaged.
         """
         folder = Path(folder)
         if not cls.is_tileset(folder):
@@ -74,12 +77,12 @@ class TileSet:
                 f"{folder} is not a tile set (it has no tileset.json).",
                 "Make one with `histosynth tiles import SOURCE OUT`.",
             )
-        path = folder / "tiles.parquet"
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"The table {path} cannot be read: {error}.", "Import the tiles again.") from error
-        return cls(folder, complete(table), read_json(folder / "tileset.json"))
+        meta = _checked_meta(folder / "tileset.json")
+        table = _read_table(folder / "tiles.parquet")
+        strange = set(table.label[table.kept]) - {entry["label"] for entry in meta["classes"]}
+        if strange:
+            raise DataError(f"{folder} has tiles of the class {min(strange)!r}, which tileset.json lacks.", _REMEDY)
+        return cls(folder, table, meta)
 
     @classmethod
     def create(cls, folder: Path | str, table: pd.DataFrame, classes: Sequence[str], **meta: Any) -> Self:
@@ -139,30 +142,36 @@ class TileSet:
         return self.kept[self.kept.split == split].reset_index(drop=True)
 
     def array(self, split: str | None = None, *, size: int, cache: Path | None = None) -> TileArray:
-        """The tiles of a split, decoded to `size` pixels; decoded once, then read from a memory map.
+        """The tiles of a split, or of all, decoded to `size` pixels; decoded once, then read from a memory map.
+
+        The map holds the splits one after another, so that a split is a part of it and costs no memory. Tiles come
+        in the order of the table within a split, and all tiles in the order of the splits.
 
         Args:
             cache: where the decoded pixels are kept; the tile set's own cache folder by default.
+
+        Raises:
+            DataError: an unknown split, or a tile that cannot be read.
         """
-        pixels = self._pixels(size, cache or self.folder / "cache")
-        rows = self.kept
-        where = np.arange(len(rows)) if split is None else np.flatnonzero(rows.split == split)
         if split is not None and split not in SPLITS:
             raise DataError(f"There is no split {split!r}.", did_you_mean(split, SPLITS))
+        place = self.kept.split.map({name: i for i, name in enumerate(SPLITS)}).fillna(len(SPLITS)).to_numpy()
+        order = np.argsort(place, kind="stable")
+        rows = self.kept.iloc[order]
+        pixels = self._pixels(rows, size, cache or self.folder / "cache")
+        if split is not None:
+            number = SPLITS.index(split)
+            part = slice(int((place < number).sum()), int((place <= number).sum()))
+            pixels, rows = pixels[part], rows.iloc[part]
         index = {label: i for i, label in enumerate(self.classes)}
-        chosen = rows.iloc[where]
         return TileArray(
-            pixels if split is None else pixels[where],
-            chosen.label.map(index).to_numpy(np.int64),
-            chosen.id.tolist(),
-            self.classes,
-            chosen.patient.tolist(),
+            pixels, rows.label.map(index).to_numpy(np.int64), rows.id.tolist(), self.classes, rows.patient.tolist()
         )
 
-    def _pixels(self, size: int, cache: Path) -> np.ndarray:
-        key = hashlib.sha256(json.dumps([self.digest, size, self.kept.id.tolist()]).encode()).hexdigest()[:16]
+    def _pixels(self, rows: pd.DataFrame, size: int, cache: Path) -> np.ndarray:
+        key = hashlib.sha256(json.dumps([self.digest, size, rows.id.tolist()]).encode()).hexdigest()[:16]
         path = cache / f"pixels-{size}-{key}.npy"
-        shape = (len(self.kept), 3, size, size)
+        shape = (len(rows), 3, size, size)
         if path.exists():
             try:
                 found = np.load(path, mmap_mode="r")
@@ -170,21 +179,51 @@ class TileSet:
                     return found
             except (OSError, ValueError):
                 pass  # a damaged cache is made anew
+        files = rows.path.tolist()
         with atomic_path(path) as temporary:
             pixels = new_array(temporary, shape, np.uint8)
 
             def decode(position: int) -> None:
-                image, _ = read_rgb(self.folder / self.kept.path[position])
+                image, _ = read_rgb(self.folder / files[position])
                 pixels[position] = square(image, size).transpose(2, 0, 1)
 
             with (
                 ThreadPoolExecutor(_DECODERS) as pool,
-                bar(f"Decode tiles to {size} px", len(self.kept)) as tick,
+                bar(f"Decode tiles to {size} px", len(files)) as tick,
             ):
-                for _ in pool.map(decode, range(len(self.kept))):
+                for _ in pool.map(decode, range(len(files))):
                     tick()
             pixels.flush()
         return np.load(path, mmap_mode="r")
+
+
+def _checked_meta(path: Path) -> dict[str, Any]:
+    """What tileset.json holds; its classes and digest are as they should be."""
+    meta = read_json(path)
+    classes = meta.get("classes") if isinstance(meta, dict) else None
+    if (
+        not isinstance(classes, list)
+        or not all(isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ("label", "colour")) for e in classes)
+        or not isinstance(meta.get("digest"), str)
+    ):
+        raise DataError(f"{path} does not describe a tile set (classes, digest).", _REMEDY)
+    return meta
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            content = file.read()
+        content.validate(full=True)  # text that is none would fail later, and not as an error of pandas
+        table = content.to_pandas(ignore_metadata=True)
+        missing = [c for c in ("id", "path", "label") if c not in table]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        return complete(table)
+    except PARQUET_DAMAGE as error:
+        raise DataError(f"The table {path} cannot be read: {error}.", _REMEDY) from error
 
 
 def claim(folder: Path | str) -> Path:

@@ -44,6 +44,7 @@ def facts(real: TileSet, synthetic: TileSet, sides: Sides, size: int, card: dict
     return guards.Facts(
         size=size,
         classes=real.classes,
+        n=len(sides.picked["test"]),
         synthetic_is_real=not synthetic.meta.get("synthetic") and not (synthetic.kept.generator != "").any(),
         patients_known="no patients were given" not in str(real.meta.get("split_protocol", "")),
         trained_on={"counts": counts, "digest": digest} if counts else {},

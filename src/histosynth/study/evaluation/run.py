@@ -20,6 +20,7 @@ from histosynth.core.files import sha256_file
 from histosynth.core.progress import bar, say
 from histosynth.core.run import Run
 from histosynth.core.seeds import derive
+from histosynth.encoders.weights import parse_weights
 from histosynth.evaluate import guards
 from histosynth.evaluate.protocol import equal_sides, judge
 from histosynth.evaluate.settings import Protocol
@@ -48,7 +49,8 @@ class EvaluateConfig:
     encoder: tuple[str, ...] = ("tissue-tiny",)
     """Encoders of the scores, NAME or NAME=WEIGHTS (see `histosynth encoders`); the first also finds copies."""
     weights: tuple[str, ...] = ()
-    """Weight files as NAME=FILE, such as uni2-h=pytorch_model.bin or lpips-alex=alexnet.pth."""
+    """Weight files as NAME=FILE, such as uni2-h=pytorch_model.bin or lpips-alex=alexnet.pth; FILE alone where there is
+    one encoder."""
     classifier: str = ""
     """Checkpoint of a classifier that was trained on real tiles, or "train": does it see the intended labels?"""
     classifier_steps: int = 300
@@ -73,9 +75,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.encoder:
             raise SettingError("encoder is empty.", "Name at least one (see `histosynth encoders`).")
-        for given in self.weights:
-            if not all(given.partition("=")):
-                raise SettingError(f"weights is {given!r}.", "Give NAME=FILE, such as uni2-h=pytorch_model.bin.")
+        self._weights()
         for name, least in (("classifier_steps", 1), ("max_n", 4), ("size", 8)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -84,8 +84,11 @@ class EvaluateConfig:
     def with_weights(self, asked: str) -> tuple[str, Path | None]:
         """The name in NAME or NAME=FILE, and its weight file where one was given."""
         name, _, file = asked.partition("=")
-        file = file or dict(given.split("=", 1) for given in self.weights).get(name, "")
-        return name, Path(file) if file else None
+        return name, Path(file).expanduser() if file else self._weights().get(name)
+
+    def _weights(self) -> dict[str, Path]:
+        names, others = ([asked.partition("=")[0] for asked in side] for side in (self.encoder, self.variety))
+        return parse_weights(self.weights, names, others)
 
 
 def evaluate_sets(real: TileSet, synthetic: TileSet, config: EvaluateConfig, command: str = "") -> Path:

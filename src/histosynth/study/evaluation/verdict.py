@@ -12,6 +12,8 @@ from histosynth.study.evaluation.measures import PATIENTS_LIMIT
 from histosynth.study.view import fidelity_cell, part
 
 _EXPECTED_ALARMS = 0.01
+_FEW_TILES = 20  # the deviation of fewer tiles says nothing
+_AS_MANY = 0.2  # deviations of a real tile
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -59,8 +61,10 @@ def _apart(report: Mapping[str, Any]) -> str:
         return f"There are too few {what(report)} for scores ({report['n']} of each side)."
     tiles = part(report, "data", "counts", "test")
     patients = part(report, "data", "patients").get("test")
-    of = f" of {patients} patients" if patients else ""
-    text = f"Against {sum(tiles.values())} real test tiles{of}, the {what(report)} are apart from real in "
+    of = f" of {patients} {_people(report)}" if patients else ""
+    every = sum(tiles.values())
+    count = f"{report['n']} of {every}" if report["n"] < every else every
+    text = f"Against {count} real test tiles{of}, the {what(report)} are apart from real in "
     return f"{text}{' and '.join(found)}."
 
 
@@ -69,8 +73,16 @@ def _stained(report: Mapping[str, Any]) -> str:
     if shift is None:
         return ""
     inside = shift <= PATIENTS_LIMIT
-    place = "lies within the spread between real patients" if inside else "is unlike that of the real patients"
-    return f"Their staining {place} ({shift:.1f} units of it; 95 % of patients lie within {PATIENTS_LIMIT:.1f})."
+    people = _people(report)
+    place = f"lies within the spread between real {people}" if inside else f"is unlike that of the real {people}"
+    return f"Their staining {place} ({shift:.1f} units of it; 95 % of {people} lie within {PATIENTS_LIMIT:.1f})."
+
+
+def _people(report: Mapping[str, Any]) -> str:
+    how = str(part(report, "data").get("split_protocol", ""))
+    if "no patients were given" not in how:
+        return "patients"
+    return "slides" if how.startswith("by slide") else "groups of alike tiles"
 
 
 def _copied(report: Mapping[str, Any]) -> str:
@@ -81,7 +93,8 @@ def _copied(report: Mapping[str, Any]) -> str:
     planted = part(report, "planted")
     trust = f"the check finds {_percent(planted['found'])} of {planted['n']} planted copies" if planted.get("n") else ""
     if equal:
-        return f"{equal} of {n} tiles are exact copies of training tiles ({trust})."
+        more = f", and {rung - equal} more resemble one too closely" if many and rung > equal else ""
+        return f"{equal} of {n} tiles are exact copies of training tiles{more} ({trust})."
     if many:
         expected = f"{_EXPECTED_ALARMS * n:.0f} expected by chance"
         return f"{rung} of {n} tiles resemble a training tile too closely ({expected}; {trust}): look at them below."
@@ -98,11 +111,14 @@ def _labelled(report: Mapping[str, Any]) -> str:
 
 
 def _nuclei(report: Mapping[str, Any]) -> str:
-    count = part(report, "nuclei", "synthetic").get("nuclei_count_shift")
-    if count is None:
+    count, other = (part(report, "nuclei", side).get("nuclei_count_shift") for side in ("synthetic", "real"))
+    if count is None or (part(report, "nuclei").get("n") or 0) < _FEW_TILES:
         return ""
-    if abs(count) < 0.2:
+    if abs(count) < _AS_MANY:
         return "They hold as many nuclei as real tiles."
+    # other real patients differ as well: what these do, in the same direction, is no fault of the tiles
+    if other is not None and count * other > 0 and abs(count) < abs(other) + _AS_MANY:
+        return "Their number of nuclei differs from that of the real test tiles no more than other real patients' does."
     more = "more" if count > 0 else "fewer"
     return f"They hold {more} nuclei than real tiles (by {abs(count):.1f} standard deviations of a real tile)."
 

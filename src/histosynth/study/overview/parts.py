@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,9 @@ def quality(
     rows = tileset.kept
     table = quality_table(tileset, workers=workers)
     learnable = (rows.split == "train") if (rows.split == "train").any() else (rows.split != "test")
+    taught = bool(learnable.any())
+    if not taught:  # the test teaches no limits
+        config = replace(config, rules="none")
     limits = learn(table.loc[rows.id[learnable]], rows.label[learnable], config)
     judged = pd.DataFrame({"score": limits.score(table, rows.label), "label": rows.label.to_numpy()})
     judged["reason"] = limits.verdicts(table, rows.label, warn=False)
@@ -141,7 +144,8 @@ def quality(
     rejected = judged[judged.reason != ""]
     part = {
         "rules": limits.name or config.rules,
-        "learned_on": "train" if (rows.split == "train").any() else "all tiles but those of the test split",
+        "learned_on": "train" if (rows.split == "train").any()
+        else "all tiles but those of the test split" if taught else "",
         "pooled": list(limits.pooled),
         "metrics": metrics,
         "tiles": len(rows),

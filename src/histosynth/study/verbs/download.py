@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from histosynth.core.errors import SettingError
 from histosynth.study.verbs.show import print_table
-from histosynth.tiles.download.catalogue import load_catalogue, size_text
+from histosynth.tiles.download.catalogue import find, load_catalogue, size_text
 from histosynth.tiles.download.job import DownloadConfig
 from histosynth.tiles.download.job import download as download_tiles
 
@@ -35,6 +35,7 @@ def download(
         _list(config)
         return
     if out is None:
+        find(name, load_catalogue(config.catalogue))  # a wrong name is the first thing to say
         raise SettingError("There is no folder to download to.", f"histosynth tiles download {name} FOLDER")
     source = download_tiles(name, out, config)
     import_ = f"histosynth tiles import {shlex.quote(str(source))} TILES"

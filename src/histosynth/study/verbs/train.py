@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from histosynth.classify.train import ClassifierConfig
+from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
 from histosynth.diffusion.train import DiffusionConfig
 from histosynth.gan.train import GanConfig
@@ -29,7 +30,7 @@ def train_gan(
     Args:
         tiles: a tile set.
         out: folder of the run.
-        split: the split to learn from.
+        split: the split to learn from, never test.
         device: auto, cpu, cuda, cuda:N or mps.
     """
     from histosynth.gan.train import train_gan as train
@@ -50,7 +51,7 @@ def train_diffusion(
     Args:
         tiles: a tile set.
         out: folder of the run.
-        split: the split to learn from.
+        split: the split to learn from, never test.
         device: auto, cpu, cuda, cuda:N or mps.
     """
     from histosynth.diffusion.train import train_diffusion as train
@@ -103,5 +104,7 @@ def train_classifier(
 
 
 def _train(train: Callable[..., Path], tiles: Path, out: Path, config: Any, split: str, device: str) -> None:
+    if split == "test":
+        raise SettingError("split is 'test'.", "Train on train or val: the test is for the scores alone.")
     array = TileSet.open(tiles).array(split, size=config.size)
     say(f"Checkpoint: {train(array, config, out, device=device)}")

@@ -91,7 +91,7 @@ def load_catalogue(path: Path | None = None) -> dict[str, Dataset]:
 def _read(path: Path) -> dict[str, Dataset]:
     import yaml
 
-    remedy = "See tiles/datasets.yaml of histosynth for the form."
+    remedy = "See tiles/download/datasets.yaml of histosynth for the form."
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -45,7 +45,7 @@ class DownloadConfig:
     timeout: float = 30.0
     """Seconds without a byte after which the connection is made anew."""
     catalogue: Path | None = None
-    """YAML file with further data sets, of the form of tiles/datasets.yaml."""
+    """YAML file with further data sets, of the form of tiles/download/datasets.yaml."""
 
 
 def download(name: str, out: Path | str, config: DownloadConfig = DownloadConfig()) -> Path:

@@ -28,7 +28,14 @@ from histosynth.core.files import read_json, write_json, write_text
 from histosynth.core.pool import default_workers, run_tasks
 from histosynth.core.progress import bar, say
 from histosynth.tiles.classes import class_entry, load_class_table
-from histosynth.tiles.prepare.plan import check_quality, decide, finish_table, open_sources, warn_of_losses
+from histosynth.tiles.prepare.plan import (
+    check_listing,
+    check_quality,
+    decide,
+    finish_table,
+    open_sources,
+    warn_of_losses,
+)
 from histosynth.tiles.prepare.stain import check_reference, fit_reference
 from histosynth.tiles.prepare.work import MIN_EDGE, ReadTask, WriteTask, reader, writer
 from histosynth.tiles.quality.metrics import METRICS
@@ -109,6 +116,7 @@ def prepare(
         return done
     journal = _claim(out)
     opened, listing, about = open_sources(sources, journal)
+    check_listing(listing, config.split)
     _begin(out, listing, chunk)
     workers = default_workers() if workers is None else workers
 

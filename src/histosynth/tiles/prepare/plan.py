@@ -14,7 +14,7 @@ from histosynth.core.progress import say
 from histosynth.tiles.quality.metrics import METRICS
 from histosynth.tiles.quality.thresholds import QualityConfig, Thresholds, learn
 from histosynth.tiles.sources.source import Source, open_source, set_copies_aside, unique_ids
-from histosynth.tiles.split.assign import SplitConfig, divide
+from histosynth.tiles.split.assign import SplitConfig, check_no_straddling, divide
 from histosynth.tiles.split.duplicates import near_duplicate_groups
 from histosynth.tiles.split.protocols import protocol_named, protocol_sides
 from histosynth.tiles.tileset import COLUMNS, SPLITS, TileSet, safe_name
@@ -55,16 +55,44 @@ def open_sources(paths: Sequence[Path | str], cache: Path) -> tuple[list[Source]
             tileset = TileSet.open(source.path)
             about.append(tileset.meta)
             extra = [c for c in tileset.table if c not in _OWN and not c.startswith("q_")]
-            part = part.merge(tileset.kept[["path", *extra]].rename(columns={"path": "source"}), "left", "source")
+            known = tileset.kept[["path", "id", *extra]].rename(columns={"path": "source", "id": "old"})
+            part = part.merge(known, "left", "source")
         else:
             about.append({})
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
     named = table.source if len(sources) == 1 else table.origin + "/" + table.source
     table["id"] = unique_ids(named)
+    _follow_references(table)
     table["path"] = [f"images/{safe_name(c)}/{i}.png" for c, i in zip(table.label, table.id, strict=True)]
     meta = {key: _same([m.get(key) for m in about]) for key in ("licence", "microns_per_pixel", "simulated")}
-    return sources, table, meta | {"empty_classes": sorted(set(empty))}
+    return sources, table.drop(columns="old", errors="ignore"), meta | {"empty_classes": sorted(set(empty))}
+
+
+def _follow_references(table: pd.DataFrame) -> None:
+    """Let synthetic tiles name the new id of the tile that they were conditioned on, in place.
+
+    An id that several real tiles have, or none, is left as it is.
+    """
+    if "reference" not in table:
+        return
+    real = table.generator.fillna("") == "" if "generator" in table else True
+    named = table[table.old.notna() & real]
+    new = named.id.set_axis(named.old)
+    new = new[~new.index.duplicated(keep=False)]
+    table["reference"] = table.reference.map(new).fillna(table.reference).fillna("")
+
+
+def check_listing(listing: pd.DataFrame, config: SplitConfig) -> None:
+    """Refuse sources that cannot be split, before hours are spent.
+
+    Raises:
+        DataError: a patient in two given splits, or sources that the protocol does not know.
+    """
+    if config.protocol:
+        protocol_sides(listing, protocol_named(config.protocol))
+    else:
+        check_no_straddling(listing.assign(kept=True))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -195,6 +195,10 @@ def covered(
         areas = [o.parts for o in annotations.outlines if o.label == label]
         x0, y0, x1, y1 = _extent(areas)
         touched = np.flatnonzero((right > x0) & (left < x1) & (bottom > y0) & (top < y1))
+        if not len(touched):
+            continue
+        # an area may reach far beyond the slide; only where there are tiles does it cost anything
+        x0, x1 = max(x0, float(left[touched].min())), min(x1, float(right[touched].max()))
         columns = max(1, int(np.ceil((x1 - x0) / cell_x)))
         band = max(1, _BAND_CELLS // columns) * cell_y
         order = touched[np.argsort(top[touched], kind="stable")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +108,15 @@ def _stem(path: Path) -> str:
 def _names(paths: list[Path]) -> list[str]:
     """A short name a slide: its file name, with the folder and then a number where two would be the same."""
     stems = [_stem(p) for p in paths]
+    counts = Counter(stems)
     names: list[str] = []
+    taken: set[str] = set()
     for path, stem in zip(paths, stems, strict=True):
-        name = base = safe_name(stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}-{stem}")
+        name = base = safe_name(stem if counts[stem] == 1 else f"{path.resolve().parent.name}-{stem}")
         number = 1
-        while name in names:
+        while name.casefold() in taken:  # also where upper and lower case are one file
             number += 1
             name = f"{base}-{number}"
+        taken.add(name.casefold())
         names.append(name)
     return names

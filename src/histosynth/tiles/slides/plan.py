@@ -104,6 +104,10 @@ def check_config(config: CutConfig) -> None:
         raise SettingError(f"border is {config.border!r}.", did_you_mean(config.border, ("skip", "pad")))
     if not config.label.strip():
         raise SettingError("label is empty.", "Name the class of slides without annotations.")
+    if config.split.protocol:
+        raise SettingError(
+            f"split.protocol is {config.split.protocol!r}, but slides are split by patient.", "Leave it out."
+        )
     check_shares(config.split)
 
 

@@ -1,6 +1,6 @@
 """Whole-slide images behind one small protocol: any region, at any resolution, never a whole large level.
 
-OpenSlide reads what scanners write, tifffile (`slide_tiff.py`) what OpenSlide does not (OME-TIFF, strips, planes,
+OpenSlide reads what scanners write, tifffile (`tiff.py`) what OpenSlide does not (OME-TIFF, strips, planes,
 16 bits), and Pillow plain PNG and JPEG files.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import struct
 from collections import OrderedDict
@@ -205,6 +206,8 @@ def _check_sizes(page: Any) -> None:
         raise ValueError(f"it claims {width} x {height} pixels")
     if page.is_tiled and not 0 < page.tilewidth * page.tilelength <= _MAX_TILE:
         raise ValueError(f"it claims tiles of {page.tilewidth} x {page.tilelength} pixels")
+    if page.is_tiled and len(page.dataoffsets) < math.prod(page.chunked):  # reading the rest would take for ever
+        raise ValueError(f"it claims {width} x {height} pixels but has {len(page.dataoffsets)} tiles only")
 
 
 def _open(path: Path) -> Any:

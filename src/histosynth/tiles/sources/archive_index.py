@@ -272,13 +272,13 @@ def _number(text: bytes) -> int:
 
 def _parse_pax(text: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
-    while text.strip(b"\0"):
-        digits, space, _ = text.partition(b" ")
-        length = int(digits)
-        record = text[len(digits) + 1 : length]
-        key, equals, value = record.partition(b"=")
-        if not space or not equals or length > len(text) or not value.endswith(b"\n"):
+    text, place = text.rstrip(b"\0"), 0
+    while place < len(text):
+        space = text.find(b" ", place, place + 20)
+        end = place + int(text[place:space]) if space > 0 else 0
+        key, equals, value = text[space + 1 : end].partition(b"=")
+        if not equals or end > len(text) or not value.endswith(b"\n"):
             raise ValueError("an extended header is damaged")
         records[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
-        text = text[length:]
+        place = end
     return records

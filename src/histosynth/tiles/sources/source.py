@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from histosynth.core.errors import DataError
+from histosynth.core.errors import DataError, SettingError
 from histosynth.core.files import atomic_path
 from histosynth.core.progress import bar, say
 from histosynth.tiles.classes import CLASS_TABLES, class_entry, load_class_table
@@ -23,6 +23,7 @@ from histosynth.tiles.sources.stores import ArchiveStore, FolderStore, Store, ha
 from histosynth.tiles.sources.tables import from_csv, from_folders, from_labels, from_parquet, is_image, labels_of
 from histosynth.tiles.split.assign import SplitConfig, divide
 from histosynth.tiles.split.duplicates import near_duplicate_groups
+from histosynth.tiles.split.protocols import protocol_named
 from histosynth.tiles.tileset import TileSet, claim, safe_name
 
 _READERS = 4
@@ -69,7 +70,7 @@ def open_source(path: Path | str, *, cache: Path | str | None = None, class_name
 
     A source is a folder of class folders; a folder that holds one CSV, parquet file or dataset.json; a CSV or
     parquet file (columns path, label, patient, split; parquet may hold the images too); or a zip or tar
-    archive of any of these, at its top or below a single folder.
+    archive of any of these; at the top of the source or below a single folder in it.
 
     Args:
         path: the source.
@@ -110,7 +111,10 @@ def _from_folder(path: Path, class_names: Sequence[str]) -> Source:
     if _LABELS in top and (content := labels_of(read_bytes(path / _LABELS), str(path))):
         return Source(path, from_labels(content, str(path), class_names), FolderStore(path))
     folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    names = (name for folder in folders for name in _files(path, folder))
+    names = [name for folder in folders for name in _files(path, folder)]
+    if top := _single_top(names):  # where an archive was unpacked
+        say(f"{path} holds one folder, {top[:-1]}, with all of the tiles; the folders in it are the classes.")
+        return _from_folder(path / top, class_names)
     return Source(path, from_folders(names, map(_printable, folders), str(path)), FolderStore(path))
 
 
@@ -159,7 +163,7 @@ def _listings(names: Sequence[str], where: str) -> list[str]:
 
 
 def _single_top(names: Sequence[str]) -> str:
-    """ "TOP/" if an archive holds one folder TOP with all of the classes or the table in it, else ""."""
+    """ "TOP/" if a source holds one folder TOP with all of the classes or the table in it, else ""."""
     counted = [n for n in names if is_image(n) or n.lower().endswith((".csv", ".parquet")) or n.endswith(_LABELS)]
     tops = {name.partition("/")[0] for name in counted}
     if len(tops) != 1 or any("/" not in name for name in counted):
@@ -231,10 +235,16 @@ def import_tiles(source: Path | str, out: Path | str, config: ImportConfig = Imp
 
     Raises:
         DataError: no tiles, a table without the needed columns, a patient in two splits, too few patients.
-        SettingError: an unknown class table.
+        SettingError: an unknown class table, or a published split, which needs several sources.
         RunError: `out` cannot be written, or holds a tile set or other files.
     """
     known = load_class_table(config.class_table) if config.class_table else None
+    if config.split.protocol:
+        title = protocol_named(config.split.protocol).title
+        raise SettingError(
+            f"split.protocol is {config.split.protocol!r} ({title}), but one source is imported.",
+            "Use `histosynth tiles prepare SOURCE SOURCE OUT`, which takes several.",
+        )
     tiles, out = open_source(source, class_names=config.class_names), Path(out)
     claim(out)
     table, thumbnails = _copy_all(tiles, out)

@@ -15,8 +15,8 @@ import pandas as pd
 from histosynth.core.errors import DataError
 from histosynth.tiles.images import read_bytes
 from histosynth.tiles.sources.archives import Archive
-from histosynth.tiles.sources.tables import PARQUET_DAMAGE, SPLIT_ALIASES, checked
-from histosynth.tiles.tileset import SPLITS
+from histosynth.tiles.sources.tables import SPLIT_ALIASES, checked
+from histosynth.tiles.tileset import PARQUET_DAMAGE, SPLITS
 
 _MAX_GROUP = 8 << 30  # bytes of a row group, which is read whole
 

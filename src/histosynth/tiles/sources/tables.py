@@ -10,13 +10,12 @@ from typing import Any
 import pandas as pd
 
 from histosynth.core.errors import DataError, did_you_mean
+from histosynth.tiles.classes import CLASS_TABLES
 from histosynth.tiles.images import EXTENSIONS
-from histosynth.tiles.tileset import SPLITS
+from histosynth.tiles.tileset import PARQUET_DAMAGE, SPLITS
 
 COLUMNS = ["path", "label", "patient", "split"]
 _ENDS = tuple(EXTENSIONS)
-# Arrow's errors are kinds of these
-PARQUET_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError, MemoryError)
 SPLIT_ALIASES = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
 
 
@@ -38,7 +37,7 @@ def from_folders(names: Iterable[str], folders: Iterable[str], where: str) -> pd
         The table; attrs["empty"] lists the folders without images.
 
     Raises:
-        DataError: no images in class folders, or folders that are called like splits.
+        DataError: no images in class folders, or folders that are splits or collections and not classes.
     """
     rows = [(n, n.partition("/")[0], "", "") for n in names if "/" in n and is_image(n)]
     if not rows:
@@ -51,6 +50,14 @@ def from_folders(names: Iterable[str], folders: Iterable[str], where: str) -> pd
         raise DataError(
             f"The folders of {where} are called {', '.join(sorted(labels))}, like splits and not like classes.",
             "Give a CSV with the columns path, label, patient, split, or import one of these folders.",
+        )
+    inner = {n.split("/")[1] if n.count("/") > 1 else "" for n, *_ in rows}
+    known = {label for table in CLASS_TABLES.values() for label in table}
+    if min(len(labels), len(inner)) > 1 and inner <= known and labels.isdisjoint(known):
+        raise DataError(
+            f"The folders of {where} ({', '.join(sorted(labels))}) are no classes: they hold folders of classes "
+            f"({', '.join(sorted(inner))}).",
+            "Give each of them as a source to `histosynth tiles prepare`, or import them one by one.",
         )
     table = pd.DataFrame(sorted(rows, key=lambda row: (row[1], row[0])), columns=COLUMNS)
     table.attrs["empty"] = sorted(set(folders) - labels)

@@ -158,12 +158,13 @@ def _averaging(size: int) -> np.ndarray:
 
 
 def _distinct(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different thumbnails, sorted by content, and which of them each tile has."""
+    """The different thumbnails, in an order that only their content decides, and which of them each tile has."""
     _checked(small)
     if len(small) == 0:
         return small, np.zeros(0, dtype=np.int64)
-    rows = np.ascontiguousarray(small).reshape(len(small), -1)
-    _, first, member = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    # digests and not the thumbnails themselves: sorting would copy these twice
+    digests = np.array([hashlib.blake2b(tile.tobytes(), digest_size=16).digest() for tile in small], dtype="V16")
+    _, first, member = np.unique(digests, return_index=True, return_inverse=True)
     return small[first], member.ravel()
 
 

@@ -19,7 +19,7 @@ def check_no_straddling(table: pd.DataFrame) -> None:
     """Refuse a table in which a patient, a slide or a group of near-duplicates has tiles in two splits.
 
     A synthetic tile belongs to the tile that it was conditioned on (`reference`): both must be on one side, and
-    that side is never the test.
+    that side is never the test. Nor are tiles of a `generator` in the test of a set that holds real tiles.
 
     Raises:
         DataError: names the first of them.
@@ -75,7 +75,8 @@ def check_synthetic(real: pd.DataFrame, synthetic: pd.DataFrame, *, use: str = "
 
 def _check_children(table: pd.DataFrame) -> None:
     children = _children(table)
-    on_test = children[children.split == "test"]
+    on_test = pd.concat([children, _made_among_real(table)])
+    on_test = on_test[on_test.split == "test"].drop_duplicates("id")
     remedy = "Keep synthetic tiles in train, conditioned on tiles of train."
     if len(on_test):
         raise DataError(f"{len(on_test)} synthetic tile(s) are in the test split: {_some(on_test.id)}.", remedy)
@@ -99,6 +100,14 @@ def _children(table: pd.DataFrame) -> pd.DataFrame:
     if "reference" not in table:
         return table.iloc[:0].assign(reference="")
     return table[table.kept & (table.reference.fillna("") != "")]
+
+
+def _made_among_real(table: pd.DataFrame) -> pd.DataFrame:
+    """Tiles of generators in a set that also holds real ones."""
+    if "generator" not in table:
+        return table.iloc[:0]
+    made = table.generator.fillna("") != ""
+    return table[made & table.kept] if (table.kept & ~made).any() else table.iloc[:0]
 
 
 def _by_id(values: pd.Series, table: pd.DataFrame) -> pd.Series:
