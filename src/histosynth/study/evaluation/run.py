@@ -46,7 +46,7 @@ class EvaluateConfig:
 
     out: Path = Path("runs/evaluate")
     """Folder of the report; repeat the command to make it anew."""
-    encoder: tuple[str, ...] = ("tissue-tiny",)
+    encoder: tuple[str, ...] = ("tissue-tiny", "colour")
     """Encoders of the scores, NAME or NAME=WEIGHTS (see `histosynth encoders`); the first also finds copies."""
     weights: tuple[str, ...] = ()
     """Weight files as NAME=FILE, such as uni2-h=pytorch_model.bin or lpips-alex=alexnet.pth; FILE alone where there is
@@ -69,10 +69,14 @@ class EvaluateConfig:
     """Take no score when a guard finds something that makes it misleading, such as JPEG against PNG."""
     seed: int = 0
     """Seed of the subsamples, and of the classifier."""
+    precision: str = "float32"
+    """float32, or bfloat16 for those encoders whose card says that it is safe."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
     def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise SettingError(f"precision is {self.precision!r}.", "Use float32 or bfloat16.")
         if not self.encoder:
             raise SettingError("encoder is empty.", "Name at least one (see `histosynth encoders`).")
         self._weights()
@@ -190,7 +194,8 @@ def _scores(report: dict[str, Any], sides: Sides, config: EvaluateConfig) -> Sho
     for asked in config.encoder:
         name, weights = config.with_weights(asked)
         try:
-            encoder = encoders.load(name, config.device, weights=weights)
+            precision = config.precision if encoders.card(name).bfloat16 else "float32"
+            encoder = encoders.load(name, config.device, weights=weights, precision=precision)
         except CheckpointError as error:
             missing = missing or error
             report["skipped"].append({"what": f"encoder {name}", "reason": str(error)})

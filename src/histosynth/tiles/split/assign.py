@@ -91,7 +91,8 @@ def _place(groups: Sequence[str], labels: Sequence[str], wanted: dict[str, float
     sides = len(wanted)
     if len(counts) < sides:
         raise DataError(
-            f"The tiles come from {len(counts)} patient(s): {', '.join(map(str, counts.index))}.",
+            f"The tiles come from {len(counts)} patient(s) or group(s) of look-alikes: "
+            f"{', '.join(map(str, counts.index))}.",
             f"At least {'three' if sides == 3 else 'two'} are needed for {', '.join(sorted(wanted))} without leakage.",
         )
     shares = np.array(list(wanted.values()))
