@@ -137,6 +137,8 @@ def test_the_training_set_of_the_generator():
     assert found(trained_on={"counts": {"ADI": 5, "TUM": 4}}) == {"training set": "strong"}
     assert found(trained_on={"counts": COUNTS}) == {}, "without a digest, the counts must do"
     assert found(trained_on={"counts": COUNTS, "digest": "other"}) == {"training set": "strong"}
+    leaked = {"trained_on": {"counts": COUNTS, "digest": "other"}, "real_test": "other"}
+    assert found(**leaked) == {"training set": "refused"}
     assert found(trained_on={}, synthetic_is_real=True) == {}
 
 

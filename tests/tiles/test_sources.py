@@ -532,3 +532,17 @@ def test_rows_longer_than_the_head_are_named(folders):
     (folders / "tiles.csv").write_text("path,label\nA/1.png,A,p1,extra\nB/1.png,B,p2,extra\n")
     with pytest.raises(DataError, match="more fields in its rows"):
         open_source(folders)
+
+
+def test_of_two_copies_the_one_on_the_test_side_stays(folders, tmp_path):
+    """A training copy that pushed out a test tile would make the test smaller, and another one than published."""
+    shutil.copy(folders / "A" / "0.png", folders / "A" / "a copy.png")
+    files = sorted(folders.rglob("*.png"))
+    rows = [(f.relative_to(folders), f.parent.name, f"P{i}", "val" if i % 3 else "train") for i, f in enumerate(files)]
+    table = pd.DataFrame(rows, columns=["path", "label", "patient", "split"]).astype(str)
+    table.loc[table.path.isin(["A/1.png", "B/1.png", "C c/1.png", "A/a copy.png"]), "split"] = "test"
+    table.loc[table.path == "A/0.png", "split"] = "train"
+    table.sort_values("path").to_csv(folders / "tiles.csv", index=False)
+    tiles = import_tiles(folders, tmp_path / "out").table.set_index("source")
+    assert tiles.kept["A/a copy.png"] and not tiles.kept["A/0.png"]
+    assert tiles.reason["A/0.png"].startswith("copy")

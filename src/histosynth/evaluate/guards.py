@@ -58,6 +58,8 @@ class Facts:
     """Of the generator: counts (class -> tiles) and digest of its training tiles, as far as known."""
     real_train: Mapping[str, Any] = field(default_factory=dict)
     """The same of the real training tiles."""
+    real_test: str = ""
+    """Digest of the real test tiles."""
     conditioning: str = ""
     """What else than the label the generator was given, in words."""
     chosen_on: str = ""
@@ -261,6 +263,9 @@ def training_set(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) -> l
         return [Finding("training set", "warning", text, "Give the generator's --checkpoint.")]
     if _same_training(facts):
         return []
+    if facts.real_test and facts.real_test == facts.trained_on.get("digest"):
+        text = "The generator was trained on the very test tiles that it would be compared with."
+        return [Finding("training set", "refused", text, "Train it on the training tiles.")]
     text = (
         "The generator was trained on other tiles than the training tiles here: its copies cannot be found, "
         "and the floor is that of another training set."

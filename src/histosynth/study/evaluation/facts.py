@@ -49,6 +49,7 @@ def facts(real: TileSet, synthetic: TileSet, sides: Sides, size: int, card: dict
         patients_known="no patients were given" not in str(real.meta.get("split_protocol", "")),
         trained_on={"counts": counts, "digest": digest} if counts else {},
         real_train={"counts": sides.train.counts(), "digest": sides.train.digest() if made_at == size else ""},
+        real_test=sides.test.digest() if made_at == size else "",
         conditioning=given or str(synthetic.meta.get("conditioned_on") or ""),
         chosen_on=str(card.get("chosen_on") or synthetic.meta.get("chosen_on") or ""),
         traces={"real": _traces(real, "test"), "synthetic": _traces(synthetic, None)},

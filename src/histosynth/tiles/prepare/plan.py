@@ -136,7 +136,8 @@ def decide(
     Raises:
         DataError: no usable tile, a patient in two splits, or a class that loses all of its training tiles.
     """
-    _set_copies_aside(table, split)
+    named = split.protocol
+    set_copies_aside(table, protocol_sides(table, protocol_named(named)) if named else None)
     usable = table.kept.to_numpy(bool)
     if not usable.any():
         raise DataError(
@@ -145,16 +146,6 @@ def decide(
         )
     table, protocol = divide(table, split, near_duplicate_groups(thumbnails[usable]))
     return table, protocol, _filter(table, quality)
-
-
-def _set_copies_aside(table: pd.DataFrame, split: SplitConfig) -> None:
-    """Of tiles with the same pixels, keep the one on the best guarded side: the test stays whole."""
-    sides = table.split
-    if split.protocol:
-        sides = protocol_sides(table, protocol_named(split.protocol))
-    guarded = table.iloc[np.argsort(sides.map({"test": 0, "val": 1}).fillna(2).to_numpy(), kind="stable")].copy()
-    set_copies_aside(guarded)
-    table[["kept", "reason"]] = guarded[["kept", "reason"]]
 
 
 def _filter(table: pd.DataFrame, config: QualityConfig) -> Thresholds:

@@ -331,9 +331,18 @@ def _copy_one(
     return row | {"sha256": digest.hexdigest(), "kept": True}, image.pixels
 
 
-def set_copies_aside(table: pd.DataFrame) -> None:
-    """Set exact copies aside, all but the first, and equal pixels under two labels; changes kept and reason."""
-    kept = table[table.kept]
+def set_copies_aside(table: pd.DataFrame, sides: pd.Series | None = None) -> None:
+    """Set exact copies aside, all but one, and equal pixels under two labels; changes kept and reason.
+
+    Of tiles with the same pixels, the first on the best guarded side stays: the test stays whole.
+
+    Args:
+        sides: split of each row; the column split by default.
+    """
+    sides = table.split if sides is None else sides
+    guarded = np.argsort(sides.map({"test": 0, "val": 1}).fillna(2).to_numpy(), kind="stable")
+    kept = table.iloc[guarded]
+    kept = kept[kept.kept]
     for _, same in kept[kept.sha256.duplicated(keep=False)].groupby("sha256", sort=False):
         labels = sorted(set(same.label))
         if len(labels) > 1:  # nobody can say which label is right
