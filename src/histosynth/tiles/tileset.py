@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ COLUMNS = {
 # Arrow's errors are kinds of these
 PARQUET_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError, MemoryError)
 _DECODERS = 4
+_MAP: Literal["c"] = "c"  # copy on write: torch warns of arrays that cannot be written, and the file stays whole
 _REMEDY = "Make the tile set again."
 # what may lie in the folder of a tile set that is not finished
 _PARTS = {
@@ -174,7 +175,7 @@ class TileSet:
         shape = (len(rows), 3, size, size)
         if path.exists():
             try:
-                found = np.load(path, mmap_mode="r")
+                found = np.load(path, mmap_mode=_MAP)
                 if found.shape == shape and found.dtype == np.uint8:
                     return found
             except (OSError, ValueError):
@@ -194,7 +195,7 @@ class TileSet:
                 for _ in pool.map(decode, range(len(files))):
                     tick()
             pixels.flush()
-        return np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode=_MAP)
 
 
 def _checked_meta(path: Path) -> dict[str, Any]:
