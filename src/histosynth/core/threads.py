@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
-_Args, _Result = ParamSpec("_Args"), TypeVar("_Result")
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
 
 
 @lru_cache(maxsize=1)
