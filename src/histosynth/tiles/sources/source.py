@@ -337,9 +337,10 @@ def set_copies_aside(table: pd.DataFrame, sides: pd.Series | None = None) -> Non
     Of tiles with the same pixels, the first on the best guarded side stays: the test stays whole.
 
     Args:
-        sides: split of each row; the column split by default.
+        sides: split of each row; the column split by default, or none where the tiles are not split yet.
     """
-    sides = table.split if sides is None else sides
+    if sides is None:
+        sides = table.get("split", pd.Series("", table.index))
     guarded = np.argsort(sides.map({"test": 0, "val": 1}).fillna(2).to_numpy(), kind="stable")
     kept = table.iloc[guarded]
     kept = kept[kept.kept]
