@@ -78,7 +78,7 @@ def test_seen_needs_the_right_direction(benchmark):
 
 @pytest.mark.slow
 def test_every_fault_is_seen_by_what_should_see_it(benchmark, tmp_path):
-    report = benchmark.run(240, 6)
+    report = benchmark.run(400, 8)  # the size of the published figure
     for corruption, names in MUST_SEE.items():
         for name in names:
             assert report["cells"][corruption][name]["sees"], (corruption, name)
