@@ -29,11 +29,12 @@ def activate(x: Tensor) -> Tensor:
 
 
 def up_2x(x: Tensor) -> Tensor:
-    """Twice the size through the FIR filter [1, 3, 3, 1], edges replicated.
+    """Twice the size through the FIR filter [1, 3, 3, 1], zeros beyond the edges (1912.04958).
 
     Bilinear interpolation by two is this very filter, and every backend has a fast kernel for it.
     """
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    doubled = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
+    return doubled[..., 2:-2, 2:-2]
 
 
 def blur(x: Tensor, pad: int) -> Tensor:
@@ -141,8 +142,8 @@ class ModulatedConv(nn.Module):
 class MinibatchStd(nn.Module):
     """One more channel: the mean standard deviation over a group of samples (1710.10196, section 3).
 
-    A discriminator that sees it notices a generator that lacks variety. Groups are consecutive samples,
-    the largest divisor of the batch that is at most `group`.
+    A discriminator that sees it notices a generator that lacks variety. A group takes every
+    (N / size)th sample; its size is the largest divisor of the batch that is at most `group`.
     """
 
     def __init__(self, group: int = 4) -> None:
@@ -153,7 +154,7 @@ class MinibatchStd(nn.Module):
         """[N, C, H, W] -> [N, C + 1, H, W]."""
         n, _, h, w = x.shape
         size = max(k for k in range(1, min(self.group, n) + 1) if n % k == 0)
-        groups = x.float().reshape(n // size, size, -1)
-        deviation = (groups.var(dim=1, unbiased=False) + 1e-8).sqrt().mean(dim=1)
-        plane = deviation.repeat_interleave(size).to(x.dtype).view(n, 1, 1, 1).expand(n, 1, h, w)
+        groups = x.float().reshape(size, n // size, -1)
+        deviation = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=1)
+        plane = deviation.repeat(size).to(x.dtype).view(n, 1, 1, 1).expand(n, 1, h, w)
         return torch.cat([x, plane], dim=1)
