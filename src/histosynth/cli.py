@@ -46,10 +46,25 @@ VERBS = {
         "histosynth.study.verbs.generate:generate",
         "Make synthetic tiles with a trained generator.",
     ),
+    "restain": (
+        "histosynth.study.verbs.restain:restain",
+        "Stain real tiles anew with a diffusion model; the layout stays.",
+    ),
+    "pixcell": (
+        "histosynth.study.verbs.pixcell:pixcell",
+        "Draw tiles from real training tiles with PixCell, without training.",
+    ),
     "evaluate": (
         "histosynth.study.verbs.evaluate:evaluate",
         "Fidelity, diversity and copies of synthetic tiles.",
     ),
+    "explore": ("histosynth.study.verbs.explore:explore", "Draw what a GAN has learnt: sheets and films."),
+    "denoising": (
+        "histosynth.study.verbs.denoising:denoising",
+        "Draw how a diffusion model makes tiles: a timeline and a film.",
+    ),
+    "project": ("histosynth.study.verbs.project:project", "Find the latent codes of tiles (GAN inversion)."),
+    "convert": ("histosynth.study.verbs.convert:convert", "Read a network of NVIDIA's StyleGAN, or write one."),
     "app": ("histosynth.app.launch:app", "Look at reports and tile sets in the browser."),
     "encoders": ("histosynth.study.verbs.lists:encoders", "List the encoders, or fetch weights."),
     "generators": ("histosynth.study.verbs.lists:generators", "List the generator families."),

@@ -23,11 +23,18 @@ class ColourMeans:
         self.card = EncoderCard(name=name, dim=dim, input_size=16, licence="Apache-2.0")
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        means = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
-        return means.repeat(1, 1 + self.card.dim // 12)[:, : self.card.dim]
+        return self._means(images.float() / 255)
 
     def differentiable(self, images: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        return self._means((images + 1) / 2)
+
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Colours at two scales."""
+        return [torch.nn.functional.adaptive_avg_pool2d(images, n) for n in (4, 2)]
+
+    def _means(self, images: torch.Tensor) -> torch.Tensor:
+        means = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        return means.repeat(1, 1 + self.card.dim // 12)[:, : self.card.dim]
 
 
 def make_tiles(counts: dict[str, int], size: int = 16, seed: int = 0) -> TileArray:

@@ -8,6 +8,7 @@ import torch
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.diffusion.lora import (
     ATTENTION,
+    LoraShape,
     attach_lora,
     count_targets,
     load_lora_tensors,
@@ -43,7 +44,7 @@ def randomise(model: torch.nn.Module) -> None:
 def test_every_attention_projection_is_reached(base: torch.nn.Module) -> None:
     assert count_targets(base, ATTENTION) == dict.fromkeys(ATTENTION, 2 * SHAPE.layers)
     assert count_targets(base, ["attn2.to_q"]) == {"attn2.to_q": SHAPE.layers}
-    model = attach_lora(base, rank=4, alpha=8)
+    model = attach_lora(base, LoraShape(4, 8))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2 * SHAPE.layers * len(ATTENTION)
     assert all("lora_" in n for n in trained)
@@ -52,11 +53,11 @@ def test_every_attention_projection_is_reached(base: torch.nn.Module) -> None:
 
 def test_a_target_that_matches_nothing_is_an_error_although_others_match(base: torch.nn.Module) -> None:
     with pytest.raises(SettingError, match=r"to_quary.*to_q"):
-        attach_lora(base, 4, 8, ["to_k", "to_quary"])
+        attach_lora(base, LoraShape(4, 8, ("to_k", "to_quary")))
     with pytest.raises(SettingError, match="empty"):
-        attach_lora(base, 4, 8, [])
+        attach_lora(base, LoraShape(4, 8, ()))
     with pytest.raises(SettingError, match="lora_rank is 0"):
-        attach_lora(base, 0, 8)
+        attach_lora(base, LoraShape(0, 8))
 
 
 def test_it_starts_at_nothing_and_merges_into_the_same_function(
@@ -65,7 +66,7 @@ def test_it_starts_at_nothing_and_merges_into_the_same_function(
     plain_names = set(base.state_dict())
     with torch.no_grad():
         before = denoise(base, *inputs)
-        model = attach_lora(copy.deepcopy(base), 2, 4)
+        model = attach_lora(copy.deepcopy(base), LoraShape(2, 4))
         assert torch.equal(denoise(model, *inputs), before)
         randomise(model)
         after = denoise(model, *inputs)
@@ -77,13 +78,13 @@ def test_it_starts_at_nothing_and_merges_into_the_same_function(
 
 
 def test_it_travels_alone(base: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    model = attach_lora(copy.deepcopy(base), 2, 4)
+    model = attach_lora(copy.deepcopy(base), LoraShape(2, 4))
     randomise(model)
     tensors = lora_tensors(model)
     assert len(tensors) == 2 * 2 * SHAPE.layers * 4 and all("lora_" in k for k in tensors)
-    other = attach_lora(copy.deepcopy(base), 2, 4)
+    other = attach_lora(copy.deepcopy(base), LoraShape(2, 4))
     load_lora_tensors(other, tensors)
     with torch.no_grad():
         assert torch.equal(denoise(other, *inputs), denoise(model, *inputs))
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_lora_tensors(attach_lora(copy.deepcopy(base), 3, 4), tensors)
+        load_lora_tensors(attach_lora(copy.deepcopy(base), LoraShape(3, 4)), tensors)

@@ -106,7 +106,7 @@ def test_nothing_asked_nothing_made(generator: DiffusionGenerator) -> None:
         ([2], [1], {}, "label is 2"),
         ([0], [1, 2], {}, "1 labels came with 2 seeds"),
         ([0], [1], {"batch_size": 0}, "batch_size is 0"),
-        ([0], [1], {"guidance": float("nan")}, "guidance nan"),
+        ([0], [1], {"guidance": float("nan")}, "guidance is nan"),
     ],
 )
 def test_requests_that_cannot_be_met_are_named(

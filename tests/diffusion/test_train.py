@@ -9,6 +9,7 @@ import torch
 
 from histosynth.core.checkpoint import load_checkpoint, read_card
 from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
+from histosynth.diffusion import backbone as backbone_module
 from histosynth.diffusion import train as train_module
 from histosynth.diffusion import train_autoencoder as autoencoder_module
 from histosynth.diffusion.autoencoder import load_autoencoder
@@ -99,7 +100,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
     def broken(*arguments: object) -> torch.Tensor:
         return torch.full((4, 4, 4, 4), float("nan"), requires_grad=True)
 
-    monkeypatch.setattr(train_module, "denoise", broken)
+    monkeypatch.setattr(backbone_module, "denoise", broken)
     with pytest.raises(RunError, match="loss is nan at step 0"):
         train_diffusion(tiles, tuning(base_path), tmp_path / "run", device="cpu", encoder=encoder)
 

@@ -84,3 +84,19 @@ def test_shipped_features_follow_tissue_and_not_stain():
     labels = torch.arange(len(classes)).repeat_interleave(6)
     matched = labels[torch.cdist(*sides).argmin(1)] == labels
     assert matched.float().mean() > 0.75
+
+
+def test_maps_are_those_of_the_network_and_differentiable(trained):
+    encoder = tiny.TissueTiny(copy.deepcopy(trained), "")
+    images = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_(True)
+    maps = encoder.maps(images)
+    assert [tuple(m.shape[1:]) for m in maps] == [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
+    network = encoder.network
+    features = network.standardise(network.head(maps[-1].mean((2, 3))))
+    assert torch.allclose(features, encoder.differentiable(images), atol=1e-5)
+    for found in maps:
+        (gradient,) = torch.autograd.grad(found.square().sum(), images, retain_graph=True)
+        assert (gradient.abs().sum((1, 2, 3)) > 0).all()
+    assert [m.shape[-1] for m in encoder.maps(torch.zeros(1, 3, 250, 130))] == [32, 16, 8, 4]
+    with pytest.raises(DataError, match="at least 32"):
+        encoder.maps(torch.zeros(1, 3, 16, 16))

@@ -45,7 +45,7 @@ def test_train_generate_evaluate(tiles, tmp_path, capfd):
     assert first.read_bytes() == before, "a tile that went missing is made again, the same"
     with pytest.raises(SystemExit) as stop:
         main([*words, "--seed", "1"])
-    assert stop.value.code == 2 and "another checkpoint or seed" in capfd.readouterr().err
+    assert stop.value.code == 2 and "another checkpoint, seed or setting" in capfd.readouterr().err
     options = ["--size", "32", "--encoder", "colour", "--out", str(scores)]
     main(["evaluate", str(tiles), str(made), *options])
     assert json.loads((scores / "report.json").read_text())["generator"]["name"] == "gan"

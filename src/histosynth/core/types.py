@@ -80,7 +80,10 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """Makes tiles of a class. The same (label, seed) gives the same tile at any batch size."""
+    """Makes tiles of a class. The same (label, seed) gives the same tile at any batch size.
+
+    A generator whose `sample` takes more keyword arguments names them, with their defaults, in a dict `options`.
+    """
 
     classes: tuple[str, ...]
     size: int
@@ -104,6 +107,16 @@ class LatentGenerator(Generator, Protocol):
         ...
 
 
+class Score(Protocol):
+    """How far tiles are from real ones; a training chooses its weights by it. `name` says which score it is."""
+
+    name: str
+
+    def __call__(self, real: torch.Tensor, fake: torch.Tensor) -> float:
+        """uint8 [N, 3, S, S] and [M, 3, S, S] -> the smaller, the more alike."""
+        ...
+
+
 @dataclass(frozen=True)
 class GeneratorFamily:
     """A way to learn and make tiles, as experiments see it: one line in the table of families.
@@ -111,8 +124,9 @@ class GeneratorFamily:
     Attributes:
         name: short name, used in folders and tables.
         title: name for people.
-        train: `train(data, folder, *, size, steps, seconds, seed, init, device) -> checkpoint path`;
-            resumes by itself, `seconds` caps the wall-clock (None: no cap).
+        train: `train(data, folder, *, size, steps, seconds, seed, init, device, validation=None, score=None) ->
+            checkpoint path`; resumes by itself, `seconds` caps the wall-clock (None: no cap). `validation` is an
+            array of tiles that, with `score`, may choose among the weights of the training; none: there is none.
         load: `load(checkpoint path, device) -> Generator`.
         steps_per_second: training steps at 64 px on two CPU cores, to turn minutes into steps. A fixed
             number and not a measurement, so that the same budget gives the same steps everywhere.

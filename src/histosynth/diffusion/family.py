@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from histosynth.core.types import Generator, GeneratorFamily
+from histosynth.core.types import Generator, GeneratorFamily, Score
 from histosynth.diffusion.sample import DiffusionGenerator
 from histosynth.diffusion.train import DiffusionConfig, train_diffusion
 from histosynth.tiles.batches import TileArray
@@ -20,10 +20,13 @@ def train(
     seed: int,
     init: str,
     device: str,
+    validation: TileArray | None = None,
+    score: Score | None = None,
 ) -> Path:
     """Train with the default settings; see `GeneratorFamily.train`.
 
-    From random numbers, the autoencoder is trained on the same tiles first.
+    From random numbers, the autoencoder is trained on the same tiles first. The weights are the last ones: the
+    validation tiles choose nothing here.
     """
     config = DiffusionConfig(
         size=size,

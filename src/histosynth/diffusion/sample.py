@@ -2,44 +2,115 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from histosynth.core.device import pick_device
-from histosynth.core.errors import SettingError
+from histosynth.core.errors import DataError, SettingError, did_you_mean
 from histosynth.core.seeds import torch_generator
-from histosynth.diffusion.autoencoder import FACTOR, to_uint8
-from histosynth.diffusion.model import Bank, LatentDiffusion, load_model
-from histosynth.diffusion.noise import solver
-from histosynth.diffusion.precision import Precision, autocast
-from histosynth.diffusion.transformer import denoise
+from histosynth.diffusion.autoencoder import to_uint8
+from histosynth.diffusion.conditions import Teller, Told, draw_condition
+from histosynth.diffusion.fast import FastCompact, fast_network
+from histosynth.diffusion.model import LatentDiffusion, load_model
+from histosynth.diffusion.precision import Precision, autocast, half_type
+from histosynth.diffusion.solve import Solving, Watch, context_of, first_step, run_solver, solve
 
-MICRO = 16
+__all__ = ["DiffusionGenerator", "Sampling", "draw_condition", "run_solver"]
+
+MICRO = {"cpu": 2}
 """Tiles that go through the networks together, always: the last batch is padded. Matrix products round
-differently at different batch sizes, so a fixed one is what makes a tile independent of its neighbours."""
-GUIDANCE = 2.0
-STEPS = 20
+differently at different batch sizes, so a fixed one is what makes a tile independent of its neighbours. With two on
+a CPU a single tile costs little more than unpadded, and many cost a tenth more than with sixteen."""
+_MICRO = 16
+
+
+@dataclass(frozen=True)
+class Sampling(Solving):
+    """What `DiffusionGenerator.sample` takes beside labels and seeds."""
+
+    condition: str = "bank"
+    """What a tile is told beside its class: bank, tile, prototype or interpolate; see `Teller`."""
+    like: str = ""
+    """With tile and interpolate: the id of the training tile, instead of one drawn by the seed."""
+    towards: str = ""
+    """With interpolate: the class of the other tile."""
+    share: float = 0.5
+    """With interpolate: how far towards the other tile."""
+    precision: Precision = "auto"
+    """Arithmetic: fp32, bf16, fp16, or auto: what the generator was opened with."""
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Sampling:
+        """From keywords.
+
+        Raises:
+            SettingError: a name that is no setting.
+        """
+        known = [f.name for f in fields(cls)]
+        if wrong := [name for name in settings if name not in known]:
+            raise SettingError(f"There is no setting {wrong[0]!r}.", did_you_mean(wrong[0], known))
+        return cls(**settings)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Tiles to be made.
+
+    Attributes:
+        images: uint8 tiles to start from, or none.
+    """
+
+    labels: list[int]
+    seeds: list[int]
+    told: list[Told]
+    how: Sampling
+    images: Tensor | None = None
+    strength: float = 1.0
 
 
 class DiffusionGenerator:
     """A `LatentGenerator` around a diffusion model.
 
-    A tile's starting noise follows from its seed. Its condition is drawn, by the seed, from its class's
-    bank of training embeddings: two of them mixed so that the spread of the class is kept, with a little
-    noise. A tile is therefore not a variation on one training tile.
+    A tile's starting noise follows from its seed. By default its condition is drawn, by the seed, from its class's
+    bank of training embeddings: two of them mixed so that the spread of the class is kept, with a little noise. A
+    tile is therefore not a variation on one training tile.
+
+    Args:
+        model: what `load_model` gave.
+        micro_batch: tiles in the networks at a time; see `MICRO`. Another number changes the rounding of a tile.
+        fast: false runs the backbone's own pass, where there is a faster one of the same function.
+
+    Raises:
+        SettingError: an unknown precision, or no positive micro_batch.
     """
 
-    def __init__(self, model: LatentDiffusion, device: torch.device, precision: Precision = "auto") -> None:
+    options: ClassVar[dict[str, Any]] = asdict(Sampling())
+    """What `sample` takes beside labels and seeds, with the defaults."""
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        device: torch.device,
+        precision: Precision = "auto",
+        micro_batch: int | None = None,
+        fast: bool = True,
+    ) -> None:
+        half_type(device, precision)
         self.model = model.to(device)
         self.device, self.precision = device, precision
         self.classes: tuple[str, ...] = model.classes
         self.size: int = model.size
         self.card: dict[str, Any] = model.card
+        self.micro_batch = MICRO.get(device.type, _MICRO) if micro_batch is None else micro_batch
+        if self.micro_batch < 1:
+            raise SettingError(f"micro_batch is {micro_batch}.", "Give a positive number.")
+        self._wants_fast = fast
+        self._fast: dict[torch.dtype | None, FastCompact | None] = {}
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, device: str = "auto", precision: Precision = "auto") -> Self:
@@ -51,83 +122,166 @@ class DiffusionGenerator:
         return cls(load_model(path), pick_device(device), precision)
 
     def sample(
-        self,
-        labels: Sequence[int],
-        seeds: Sequence[int],
-        batch_size: int = 16,
-        guidance: float = GUIDANCE,
-        steps: int = STEPS,
+        self, labels: Sequence[int], seeds: Sequence[int], batch_size: int = 16, **settings: Any
     ) -> Iterator[Tensor]:
         """Yield uint8 [n, 3, size, size] in the order asked for, n = `batch_size` but for the last.
 
         Args:
             labels: class indices.
-            seeds: one a tile; the same (label, seed) gives the same tile whatever stands beside it.
+            seeds: one a tile; the same (label, seed, settings) gives the same tile whatever stands beside it.
             batch_size: tiles a yield; what goes through the networks together is fixed.
-            guidance: classifier-free guidance (Ho and Salimans 2022), v = u + guidance (c - u); 1 is none.
-            steps: solver steps.
+            settings: those of `Sampling`.
 
         Raises:
-            SettingError: labels out of range, lengths that differ, or settings that are not positive.
+            SettingError: labels out of range, lengths that differ, a setting out of range, or a class that has no
+                training tile to be told.
         """
-        if batch_size < 1:
-            raise SettingError(f"batch_size is {batch_size}.", "Give a positive number.")
-        ready: list[Tensor] = []
-        for latents in self._latent_batches(labels, seeds, guidance, steps):
-            ready.extend(self.decode(latents))
-            while len(ready) >= batch_size:
-                yield torch.stack(ready[:batch_size])
-                del ready[:batch_size]
-        if ready:
-            yield torch.stack(ready)
+        return self._tiles(self._request(labels, seeds, settings), batch_size)
 
-    def latents(
-        self, labels: Sequence[int], seeds: Sequence[int], guidance: float = GUIDANCE, steps: int = STEPS
-    ) -> Tensor:
-        """The latents float32 [N, C, size/4, size/4] (on the CPU) of the tiles that `sample` would make."""
-        edge = self.size // FACTOR
-        empty = torch.empty(0, self.model.shape.channels, edge, edge)
-        return torch.cat([empty, *self._latent_batches(labels, seeds, guidance, steps)])
+    def latents(self, labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> Tensor:
+        """The latents float32 [N, C, h, w] (on the CPU) of the tiles that `sample` would make."""
+        request = self._request(labels, seeds, settings)
+        return torch.cat([torch.empty(0, *self.model.backbone.latent), *self._latents(request)])
+
+    def origins(self, labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> dict[str, list[str]]:
+        """The training tiles behind the tiles that `sample` would make, as columns of a tile set's table.
+
+        Returns:
+            reference: the id of the one training tile that conditions a tile, or ""; second_reference: that of the
+            second, where a tile lies between two.
+        """
+        told = self._request(labels, seeds, settings).told
+        return {"reference": [t.reference for t in told], "second_reference": [t.second_reference for t in told]}
+
+    def edit(
+        self,
+        images: Tensor,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        strength: float,
+        batch_size: int = 16,
+        embeddings: Tensor | None = None,
+        **settings: Any,
+    ) -> Iterator[Tensor]:
+        """SDEdit (Meng et al. 2022): tiles get noise up to a level, and it is removed again under a condition.
+
+        Args:
+            images: uint8 [N, 3, size, size].
+            labels, seeds, batch_size, settings: as in `sample`.
+            strength: share of the noise steps, above 0 to 1: little keeps the tile, 1 forgets it.
+            embeddings: raw embeddings float [N, dim] of the checkpoint's encoder to tell, instead of what
+                `condition` draws.
+
+        Raises:
+            SettingError: as `sample`, or a strength out of range.
+            DataError: tiles or embeddings of another size, type or number.
+        """
+        first_step(1, strength)
+        request = self._request(labels, seeds, settings)
+        shape = (3, self.size, self.size)
+        if images.dtype != torch.uint8 or tuple(images.shape) != (len(request.told), *shape):
+            raise DataError(
+                f"The tiles are {images.dtype} {list(images.shape)}.",
+                f"This takes uint8 {[len(request.told), *shape]}: one tile a label, of the checkpoint's size.",
+            )
+        told = request.told if embeddings is None else self._as_told(embeddings, len(request.told))
+        return self._tiles(_Request(request.labels, request.seeds, told, request.how, images, strength), batch_size)
+
+    def watch(self, labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> list[tuple[int, Tensor, Tensor]]:
+        """Every step of the making of a few tiles.
+
+        Returns:
+            For each step its noise level, and what the noisy latents and the estimate of the clean ones decode to: two
+            uint8 [N, 3, size, size]. The last entry is (0, tiles, tiles).
+        """
+        request = self._request(labels, seeds, settings)
+        seen: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
+
+        def note(step: int, level: int, noisy: Tensor, clean: Tensor) -> None:
+            _, one, other = seen.setdefault(step, (level, [], []))
+            one.append(noisy)
+            other.append(clean)
+
+        ends = list(self._latents(request, note))
+        steps = []
+        for level, *sides in [*seen.values(), (0, ends, ends)]:
+            kept = [[part[: len(end)] for part, end in zip(side, ends, strict=True)] for side in sides]
+            noisy, clean = (self._decode(torch.cat(side), request.how) for side in kept)
+            steps.append((level, noisy, clean))
+        return steps
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [N, C, h, w] -> uint8 [N, 3, size, size], on the CPU."""
+        return self._decode(latents, Sampling())
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, size/4, size/4] -> uint8 [N, 3, size, size], on the CPU."""
-        if len(latents) == 0:
-            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        tiles = []
-        for part in latents.split(MICRO):
-            with autocast(self.device, self.precision):
-                pixels = self.model.autoencoder.decode(_padded(part).to(self.device))
+    def _decode(self, latents: Tensor, how: Sampling) -> Tensor:
+        tiles = [torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)]
+        for part in latents.split(self.micro_batch) if len(latents) else ():
+            with autocast(self.device, self._precision(how)):
+                pixels = self.model.backbone.decode(self._padded(part).to(self.device))
             tiles.append(to_uint8(pixels[: len(part)]).cpu())
         return torch.cat(tiles)
 
-    def _latent_batches(
-        self, labels: Sequence[int], seeds: Sequence[int], guidance: float, steps: int
-    ) -> Iterator[Tensor]:
-        labels, seeds = [int(k) for k in labels], [int(s) for s in seeds]
-        self._check(labels, seeds, guidance, steps)
-        edge = self.size // FACTOR
-        for at in range(0, len(labels), MICRO):
-            some, own = labels[at : at + MICRO], seeds[at : at + MICRO]
-            noise = torch.stack(
-                [torch.randn(self.model.shape.channels, edge, edge, generator=torch_generator(s)) for s in own]
-            )
-            drawn = [draw_condition(self.model.bank, k, s) for k, s in zip(some, own, strict=True)]
-            told = torch.tensor([d is not None for d in drawn])
-            dim = self.model.encoder["dim"]
-            embeddings = torch.stack([torch.zeros(dim) if d is None else d for d in drawn])
-            yield run_solver(
-                self.model,
-                _padded(noise),
-                _padded(embeddings),
-                _padded(torch.tensor(some)),
-                _padded(told),
-                guidance=guidance,
-                steps=steps,
-                precision=self.precision,
-            )[: len(some)]
+    def _tiles(self, request: _Request, batch_size: int) -> Iterator[Tensor]:
+        if batch_size < 1:
+            raise SettingError(f"batch_size is {batch_size}.", "Give a positive number.")
 
-    def _check(self, labels: list[int], seeds: list[int], guidance: float, steps: int) -> None:
+        # checked here and not within, so that a wrong request is refused when it is made
+        def batches() -> Iterator[Tensor]:
+            ready: list[Tensor] = []
+            for latents in self._latents(request):
+                ready.extend(self._decode(latents, request.how))
+                while len(ready) >= batch_size:
+                    yield torch.stack(ready[:batch_size])
+                    del ready[:batch_size]
+            if ready:
+                yield torch.stack(ready)
+
+        return batches()
+
+    def _latents(self, request: _Request, watch: Watch | None = None) -> Iterator[Tensor]:
+        for at in range(0, len(request.labels), self.micro_batch):
+            yield self._micro_batch(request, slice(at, at + self.micro_batch), watch)
+
+    @torch.no_grad()
+    def _micro_batch(self, request: _Request, part: slice, watch: Watch | None) -> Tensor:
+        """Latents float32 [n, C, h, w] of a part of a request, at most a micro-batch."""
+        seeds, told, how = request.seeds[part], request.told[part], request.how
+        noise = torch.stack([torch.randn(self.model.backbone.latent, generator=torch_generator(s)) for s in seeds])
+        nothing = torch.zeros(self.model.encoder["dim"])
+        context = context_of(
+            self.model,
+            self._padded(torch.stack([nothing if t.embedding is None else t.embedding for t in told])),
+            self._padded(torch.tensor(request.labels[part])),
+            self._padded(torch.tensor([t.embedding is not None for t in told])),
+            self._padded(torch.tensor([t.other for t in told])),
+            self._padded(torch.tensor([t.share for t in told])),
+        )
+        clean = None
+        if request.images is not None:
+            with autocast(self.device, self._precision(how)):
+                clean = self.model.backbone.encode(self._padded(request.images[part]).to(self.device)).float()
+        padded = [seeds[min(i, len(seeds) - 1)] for i in range(self.micro_batch)]
+        latents = solve(
+            self.model,
+            self._padded(noise),
+            context,
+            how,
+            self._precision(how),
+            generators=[torch_generator(s, "solver") for s in padded],
+            clean=clean,
+            strength=request.strength,
+            fast=self._fast_network(how),
+            watch=watch,
+        )
+        return latents[: len(seeds)]
+
+    def _request(self, labels: Sequence[int], seeds: Sequence[int], settings: dict[str, Any]) -> _Request:
+        how = Sampling.of(settings)
+        how.check(self.model)
+        half_type(self.device, how.precision)
+        labels, seeds = [int(k) for k in labels], [int(s) for s in seeds]
         if len(labels) != len(seeds):
             raise SettingError(f"{len(labels)} labels came with {len(seeds)} seeds.", "Give one seed a tile.")
         for label in labels:
@@ -136,67 +290,28 @@ class DiffusionGenerator:
                     f"A label is {label}, but the checkpoint has {len(self.classes)} classes.",
                     f"Use 0 to {len(self.classes) - 1}: {', '.join(self.classes)}.",
                 )
-        if steps < 1 or guidance < 0 or not math.isfinite(guidance):
-            raise SettingError(f"steps is {steps} and guidance {guidance}.", "Try steps=20 and guidance=2.")
+        teller = Teller(self.model.bank, self.classes, how.condition, how.like, how.towards, how.share)
+        return _Request(labels, seeds, [teller(k, s) for k, s in zip(labels, seeds, strict=True)], how)
 
+    def _as_told(self, embeddings: Tensor, count: int) -> list[Told]:
+        shape = (count, self.model.encoder["dim"])
+        if tuple(embeddings.shape) != shape or not bool(embeddings.isfinite().all()):
+            raise DataError(
+                f"The embeddings are {embeddings.dtype} {list(embeddings.shape)}.",
+                f"Give finite numbers {list(shape)}, those of the encoder {self.model.encoder['name']}.",
+            )
+        conditioner = self.model.conditioner
+        return [Told(e) for e in conditioner.standardise(embeddings.to(conditioner.mean.device)).cpu()]
 
-def draw_condition(bank: Bank, label: int, seed: int, noise: float = 0.1) -> Tensor | None:
-    """A conditioning embedding [dim] of a class for one seed; none when the bank has no tile of it.
+    def _precision(self, how: Sampling) -> Precision:
+        return self.precision if how.precision == "auto" else how.precision
 
-    Two entries a, b are mixed about the class's mean m: m + cos(t) (a - m) + sin(t) (b - m), which keeps
-    the class's spread where a plain average would shrink it, and noise is added (in standardised units).
-    """
-    values = bank.values[label] if label < len(bank.values) else torch.empty(0, 0)
-    if len(values) == 0:
-        return None
-    generator = torch_generator(seed, "condition", label)
-    i, j = torch.randint(len(values), (2,), generator=generator).tolist()
-    angle = torch.rand((), generator=generator) * math.pi / 2
-    middle = values.mean(dim=0)
-    mixed = middle + angle.cos() * (values[i] - middle) + angle.sin() * (values[j] - middle)
-    if i == j:
-        mixed = values[i]
-    return mixed + noise * torch.randn(mixed.shape, generator=generator)
+    def _fast_network(self, how: Sampling) -> FastCompact | None:
+        kind = half_type(self.device, self._precision(how))
+        if self._wants_fast and kind not in self._fast:
+            self._fast[kind] = fast_network(self.model.backbone, kind)
+        return self._fast.get(kind)
 
-
-@torch.no_grad()
-def run_solver(
-    model: LatentDiffusion,
-    noise: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-    told: Tensor,
-    *,
-    guidance: float,
-    steps: int,
-    precision: Precision,
-) -> Tensor:
-    """Noise [N, C, h, w] -> latents, float32 on the CPU.
-
-    Args:
-        embeddings: float [N, dim], standardised.
-        labels: int64 [N].
-        told: bool [N]; false leaves the embedding out and conditions on the class alone.
-    """
-    device = next(model.conditioner.parameters()).device
-    context = model.conditioner(embeddings.to(device), labels.to(device), told_embedding=told.to(device))[0]
-    guided = guidance != 1
-    if guided:
-        context = torch.cat([context, model.conditioner.untold(len(noise))])
-    scheduler = solver(steps)
-    x = noise.to(device)
-    for level in scheduler.timesteps:
-        doubled = torch.cat([x, x]) if guided else x
-        levels = level.to(device).expand(len(doubled))
-        with autocast(device, precision):
-            v = denoise(model.transformer, doubled, levels, context)
-        if guided:
-            told_v, untold_v = v.chunk(2)
-            v = untold_v + guidance * (told_v - untold_v)
-        x = scheduler.step(v, level, x, return_dict=False)[0]
-    return x.float().cpu()
-
-
-def _padded(values: Tensor) -> Tensor:
-    """Rows repeated up to MICRO."""
-    return values[torch.arange(MICRO).clamp_max(len(values) - 1)]
+    def _padded(self, values: Tensor) -> Tensor:
+        """Rows repeated up to a micro-batch."""
+        return values[torch.arange(self.micro_batch).clamp_max(len(values) - 1)]

@@ -1,117 +1,41 @@
-"""Train a latent diffusion model: from nothing, or by adapting a base with an adapter and LoRA."""
+"""Train a latent diffusion model: from nothing, or by adapting a base with an adapter and LoRA.
+
+One recipe for the compact model of this project, for PixCell and for a U-Net; see `Backbone`.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from torch.nn import functional as F
 
-from histosynth.core.assets import asset_path
 from histosynth.core.checkpoint import load_state, save_state
-from histosynth.core.device import pick_device
-from histosynth.core.errors import DataError, SettingError
-from histosynth.core.progress import bar
-from histosynth.core.run import Run, plain
-from histosynth.core.seeds import derive, numpy_rng, torch_generator
+from histosynth.core.progress import bar, say
+from histosynth.core.run import plain
+from histosynth.core.seeds import numpy_rng
 from histosynth.core.types import Encoder
-from histosynth.diffusion.adapter import carry_over
-from histosynth.diffusion.autoencoder import Autoencoder, check_size, load_autoencoder, to_uint8
-from histosynth.diffusion.cache import open_cache
-from histosynth.diffusion.lora import ATTENTION, attach_lora
-from histosynth.diffusion.model import AUTOENCODER, Bank, LatentDiffusion, load_model, new_model, save_model
-from histosynth.diffusion.noise import Noising, spread_levels
-from histosynth.diffusion.panels import save_panel
-from histosynth.diffusion.precision import Precision, autocast
-from histosynth.diffusion.sample import GUIDANCE, run_solver
+from histosynth.diffusion.align import Alignment
+from histosynth.diffusion.cache import embed, open_cache
+from histosynth.diffusion.config import DiffusionConfig, check_config, check_tiles
+from histosynth.diffusion.draws import Part, Source
+from histosynth.diffusion.lora import describe_lora
+from histosynth.diffusion.memory import say_memory
+from histosynth.diffusion.model import Bank, LatentDiffusion, save_model
+from histosynth.diffusion.precision import autocast, half_type, loss_scaler
+from histosynth.diffusion.report import card_of, save_panels
 from histosynth.diffusion.share import save_lora
+from histosynth.diffusion.start import choose_trained, halve, start_model
 from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
-from histosynth.diffusion.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
-from histosynth.diffusion.transformer import TransformerShape, denoise
-from histosynth.tiles.batches import Sampling, TileArray, batch_at
+from histosynth.diffusion.training import Averages, Clock, check_finite, named, pack, rate, unpack
+from histosynth.diffusion.validation import Best, Validation
+from histosynth.diffusion.workers import Workers
+from histosynth.tiles.batches import TileArray
 
-Finetune = Literal["adapter_lora", "lora", "adapter", "full"]
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """Settings of `train_diffusion`."""
-
-    size: int = 64
-    """Edge of a tile in pixels, a multiple of 8."""
-    steps: int = 2000
-    """Training steps."""
-    batch: int = 32
-    """Tiles a step."""
-    init: str = "base"
-    """Where to start: "base" (shipped, nine tissue classes), "none" (random weights) or a checkpoint's path."""
-    autoencoder: str = "base"
-    """With init=none: "base", "train" (on these tiles, first) or a path. Otherwise the start's own is used."""
-    autoencoder_steps: int = 2000
-    """Steps of autoencoder=train."""
-    encoder: str = "tissue-tiny"
-    """The frozen encoder whose embeddings condition the denoiser."""
-    finetune: Finetune = "adapter_lora"
-    """What is trained of a start: "adapter_lora", "adapter", "lora" or "full". With init=none, always all."""
-    lora_rank: int = 8
-    """Rank of the low-rank matrices."""
-    lora_alpha: float = 16.0
-    """Scale of the low-rank change, over the rank."""
-    lora_targets: tuple[str, ...] = ATTENTION
-    """Layers that get low-rank matrices, by the end of their names."""
-    lr_base: float = 5e-4
-    """Peak learning rate of the denoiser's own weights (init=none or finetune=full)."""
-    lr_lora: float = 1e-3
-    """Peak learning rate of the low-rank matrices."""
-    lr_adapter: float = 5e-4
-    """Peak learning rate of the adapter and the class tokens."""
-    warmup: int = 100
-    """Steps until the learning rates have their peaks."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    sampling: Sampling = "balanced"
-    """"balanced" (every class the same share) or "natural"."""
-    cfg_dropout: float = 0.1
-    """Share of tiles told nothing, for classifier-free guidance."""
-    class_dropout: float = 0.1
-    """Share of tiles told the embedding only."""
-    embedding_dropout: float = 0.1
-    """Share of tiles told the class only."""
-    ce_weight: float = 0.05
-    """Weight of the cross-entropy that keeps classes apart in the adapter's tokens."""
-    min_snr: float = 5.0
-    """Clamp of the signal-to-noise weight of the loss."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are the ones saved."""
-    bank: int = 256
-    """Training embeddings kept a class, from which generation draws its conditions."""
-    width: int = 256
-    """Channels of the denoiser (a start brings its own)."""
-    layers: int = 6
-    """Blocks of the denoiser (a start brings its own)."""
-    heads: int = 4
-    """Attention heads of the denoiser (a start brings its own)."""
-    tokens: int = 4
-    """Context tokens made of an embedding (a start brings its own)."""
-    seed: int = 0
-    """Seed of everything random."""
-    seconds: float | None = None
-    """Wall-clock cap, or none."""
-    schedule: Schedule = "steps"
-    """The learning rate falls to zero over the "steps", or over the cap's "clock"."""
-    save_every: int = 250
-    """Steps between resume states."""
-    sample_every: int = 1000
-    """Steps between panels of reference and synthetic tiles; 0 for only the last."""
-    precision: Precision = "auto"
-    """Arithmetic: "auto", "fp32" or "bf16"."""
+__all__ = ["DiffusionConfig", "choose_trained", "train_diffusion"]
 
 
 def train_diffusion(
@@ -121,6 +45,7 @@ def train_diffusion(
     *,
     device: str = "auto",
     encoder: Encoder | None = None,
+    held_out: TileArray | None = None,
 ) -> Path:
     """Train a diffusion model; go on where an interrupted run stopped.
 
@@ -130,149 +55,162 @@ def train_diffusion(
         folder: the run folder. `checkpoints/lora.safetensors` holds what was fine-tuned alone.
         device: where to compute.
         encoder: used instead of the one that `config.encoder` names.
+        held_out: tiles of other patients, for `validate_every`.
 
     Returns:
-        The path of checkpoints/diffusion.safetensors, which generation needs nothing else beside.
+        The path of checkpoints/diffusion.safetensors, which generation needs nothing else beside (but for the
+        weights of a pretrained backbone of others, which are not copied).
 
     Raises:
         SettingError, DataError: settings or tiles that cannot be used.
         CheckpointError: the start cannot be read or does not fit.
         RunError: the loss is no longer a number, or the folder belongs to another run.
     """
-    _check(data, config)
-    where = pick_device(device)
+    check_config(config)
+    check_tiles(data, config, held_out)
+    workers = Workers(device)
+    workers.check(config.accumulate, config.autoencoder)
+    where = workers.device
     parents = [config.init] if config.init != "none" else []
     settings = plain(config) | {"data": data.digest()}
-    with Run.open(folder, "train diffusion", settings, parents=parents) as run:
-        path = run.checkpoint_path("diffusion")
+    with workers.open_run(folder, "train diffusion", settings, parents) as run:
+        path: Path = run.checkpoint_path("diffusion")
         if run.resumed and path.exists():
             return path
 
-        # the networks, and what of them is trained
+        # the networks, and what the frozen encoder says of every tile
         encoder = encoder or _load_encoder(config.encoder, device)
-        torch.manual_seed(derive(config.seed, "diffusion", "weights"))
-        model, fresh = _start(data, config, encoder, run.folder, device)
-        clock = Clock(config.steps, config.seconds, config.schedule)
-        model.to(where)
-        cache = open_cache(
-            run.folder / "cache", data, model.autoencoder, encoder,
-            seed=config.seed, device=where, precision=config.precision,
-        )  # fmt: skip
-        if fresh:
-            model.conditioner.measure(torch.from_numpy(cache.embeddings))
-        embeddings = model.conditioner.standardise(torch.from_numpy(cache.embeddings).to(where)).cpu()
-        model.bank = _bank(embeddings, data, config)
+        first_stage = lambda: _train_autoencoder(data, config, run.folder / "autoencoder", device)  # noqa: E731
+        model, fresh = start_model(data.classes, config, encoder.card, first_stage)
         groups = choose_trained(model, config)
-        parameters = named(model.modules())
+        half = half_type(where, config.precision)
+        if config.half_base and half is not None:
+            halve(model, half)
+        model.to(where)
+        align = Alignment.of(model, encoder, config)
+        kept = run.folder / "cache"
+        with workers.first():
+            raw = embed(kept, data, encoder)
+            cache = open_cache(kept, data, model.backbone, raw, config, where, align)
+            validation = None
+            if config.validate_every and held_out is not None:
+                validation = Validation.of(model, held_out, encoder, config, kept / "held-out", where)
+        del encoder  # up to 3 GB that are not needed any more
+        if fresh:
+            model.conditioner.measure(torch.from_numpy(raw).to(where))
+        embeddings = model.conditioner.standardise(torch.from_numpy(raw).to(where)).cpu()
+        model.bank = _bank(embeddings, data, config)
+
+        modules = model.modules()
+        if align and cache.maps is not None:
+            align.measure(cache.maps[0])
+            modules |= {"align": align.project.to(where)}
+            groups.append({"params": list(align.project.parameters()), "peak": config.lr_base})
+        parameters = named(modules)
         averages = Averages(parameters, config.ema)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay)
-        noising = Noising(where)
-        order = _positions(data)
+        scaler = loss_scaler(where, config.precision)
+        clock = Clock(config.steps, config.seconds, config.schedule)
+        source = Source(data, cache, embeddings, config, where)
+        best = Best()
+        if workers.main:
+            if isinstance(model.transformer, PeftModel):
+                say(describe_lora(model.transformer))
+            say_memory(model, config, where)
 
         step = 0
         if run.resumed and run.state_path.exists():
-            step = unpack(load_state(run.state_path), clock, parameters, averages, optimizer)
+            state = load_state(run.state_path)
+            step = unpack(state, clock, parameters, averages, optimizer)
+            if scaler.is_enabled():
+                scaler.load_state_dict(state["scaler"])
+            best = Best.of(state["best"])
+            if validation:
+                validation.loss = float(state["val_loss"])
         run.truncate_log(step)
+        workers.wait()
 
         with bar("diffusion", total=clock.length, done=clock.position(step)) as tick:
-            while not clock.is_over(step):
+            while not workers.agree(clock.is_over(step)):
                 before = clock.position(step)
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * rate(step, clock.progress(step), config.warmup)
 
-                # everything random in this step follows from the seed and the step's number
-                rng = numpy_rng(config.seed, "diffusion step", step)
-                tiles = _tiles_at(order, step, config)
-                clean = cache.batch(tiles, rng.integers(0, len(cache.latents), config.batch)).to(where)
-                levels = spread_levels(config.batch, rng).to(where)
-                lot = torch.from_numpy(rng.random(config.batch)).to(where)
-                noise = torch.randn(clean.shape, generator=torch_generator(config.seed, "noise", step)).to(where)
-                labels = torch.from_numpy(data.labels[tiles].astype(np.int64)).to(where)
-
-                # one draw a tile decides what it is told: nothing, the embedding, the class, or both
-                nothing = lot < config.cfg_dropout
-                no_class = lot < config.cfg_dropout + config.class_dropout
-                no_embedding = nothing | (lot > 1 - config.embedding_dropout)
-                context, logits = model.conditioner(embeddings[tiles].to(where), labels, ~no_embedding, ~no_class)
-                with autocast(where, config.precision):
-                    v = denoise(model.transformer, noising.add(clean, noise, levels), levels, context)
-                error = (v - noising.target(clean, noise, levels)).square().mean(dim=(1, 2, 3))
-                denoising = (noising.weight(levels, config.min_snr) * error).mean()
-                classes = F.cross_entropy(logits, labels)
-                loss = denoising + config.ce_weight * classes
-                check_finite(loss.item(), step, "lr_base, lr_lora and lr_adapter")
-
                 optimizer.zero_grad()
-                loss.backward()
+                terms = torch.zeros(3, dtype=torch.float64)
+                for part in workers.mine(source.parts(step)):
+                    denoising, classes, aligned = losses(model, part, config, align)
+                    loss = denoising + config.ce_weight * classes + config.align * aligned
+                    scaler.scale(loss / config.accumulate).backward()
+                    terms += torch.stack([denoising, classes, aligned]).detach().double().cpu() / config.accumulate
+                terms = workers.add(terms).cpu()
+                check_finite(terms.sum().item(), step, "lr_base, lr_lora and lr_adapter")
+                workers.add_gradients(parameters.values())
+                scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 averages.update(step)
                 step += 1
 
-                if step % 20 == 0 or step == config.steps:
-                    run.log(step, loss=denoising.item(), ce=classes.item(), grad_norm=norm.item(),
-                            lr=optimizer.param_groups[0]["lr"])  # fmt: skip
-                if step % config.save_every == 0:
-                    save_state(run.state_path, pack(step, clock, parameters, averages, optimizer))
-                if config.sample_every and step % config.sample_every == 0 and step < config.steps:
+                last = step == config.steps
+                validated = validation is not None and (step % config.validate_every == 0 or last)
+                if validation and validated:
+                    best = _measured(model, validation, best, step, averages)
+                if workers.main and (step % 20 == 0 or last or validated):
+                    row = {"loss": terms[0].item(), "ce": terms[1].item(), "grad_norm": norm.item(),
+                           "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
+                    row |= {"align": terms[2].item()} if align else {}
+                    run.log(step, **row | ({"val_loss": validation.loss} if validation else {}))
+                if workers.main and step % config.save_every == 0:
+                    more = {"scaler": scaler.state_dict(), "best": best.state(),
+                            "val_loss": str(validation.loss) if validation else ""}  # fmt: skip
+                    save_state(run.state_path, pack(step, clock, parameters, averages, optimizer, **more))
+                if workers.main and config.sample_every and step % config.sample_every == 0 and not last:
                     averages.swap()
-                    _panel(run, f"step-{step:06d}.png", model, data, embeddings, config)
+                    save_panels(run.sample_path(f"step-{step:06d}.png"), model, data, embeddings, config)
                     averages.swap()
-                tick(clock.position(step) - before, f"loss {denoising.item():.4f}")
+                tick(clock.position(step) - before, f"loss {terms[0].item():.4f}")
 
+        if validation and validation.step != step:  # cut by the clock
+            best = _measured(model, validation, best, step, averages)
         averages.swap()
-        _panel(run, "final.png", model, data, embeddings, config)
-        card = _card(run, model, data, config, step, parameters)
-        if config.init != "none" and config.finetune != "full":
-            save_lora(run.checkpoint_path("lora"), model, card)
-        save_model(path, model, card)
-        run.finish(checkpoint=path.name, steps=step, parameters=card["parameters"])
+        if best.step >= 0:
+            best.put_into(parameters)
+        if workers.main:
+            save_panels(run.sample_path("final.png"), model, data, embeddings, config)
+            card = card_of(run, model, data, config, step, parameters, best)
+            if config.init != "none" and config.finetune != "full":
+                save_lora(run.checkpoint_path("lora"), model, card)
+            save_model(path, model, card)
+            run.finish(checkpoint=path.name, steps=step, parameters=card["parameters"])
+        workers.wait()
         return path
 
 
-def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict[str, Any]]:
-    """Freeze and thaw as `config.finetune` says, attach LoRA, and give AdamW's parameter groups.
-
-    "lora" also trains the class tokens: a class that the start did not have could not be told otherwise.
-
-    Raises:
-        SettingError: a LoRA target that matches nothing.
-    """
-    mode = "full" if config.init == "none" else config.finetune
-    model.transformer.requires_grad_(mode == "full").train()
-    model.conditioner.requires_grad_(mode in ("full", "adapter", "adapter_lora")).train()
-    model.conditioner.class_tokens.requires_grad_(True)
-    model.autoencoder.requires_grad_(False).eval()
-    if mode in ("lora", "adapter_lora"):
-        model.transformer = attach_lora(model.transformer, config.lora_rank, config.lora_alpha, config.lora_targets)
-    lr = config.lr_base if mode == "full" else config.lr_lora
-    peaks = {"transformer": lr, "conditioner": config.lr_adapter}
-    groups = []
-    for name, module in model.modules().items():
-        trained = [p for p in module.parameters() if p.requires_grad]
-        if trained:
-            groups.append({"params": trained, "peak": peaks[name]})
-    return groups
+def losses(
+    model: LatentDiffusion, part: Part, config: DiffusionConfig, align: Alignment | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The terms of the loss on a micro-batch: the weighted denoising error, the cross-entropy of the class that the
+    adapter's tokens are read as, and one minus the alignment's cosine."""
+    process, where = model.backbone.process, part.clean.device
+    context, logits = model.conditioner(part.embeddings, part.labels, part.told_embedding, part.told_class)
+    noisy = process.add(part.clean, part.noise, part.levels)
+    with autocast(where, config.precision):
+        predicted = model.backbone.denoise(noisy, part.levels, context)
+    error = (predicted - process.target(part.clean, part.noise, part.levels)).square().mean(dim=(1, 2, 3))
+    if config.min_snr:
+        error = process.weight(part.levels, config.min_snr) * error
+    aligned = align.loss(part.maps) if align else error.new_zeros(())
+    return error.mean(), F.cross_entropy(logits, part.labels), aligned
 
 
-def _check(data: TileArray, config: DiffusionConfig) -> None:
-    check_size(config.size, patch=2)
-    if len(data) == 0:
-        raise DataError("The training set has no tile.", "Check the split and the quality filter.")
-    if data.size != config.size:
-        raise DataError(
-            f"The tiles have {data.size} px, but size is {config.size}.", "Import the tiles at that size, or set size."
-        )
-    for name in ("steps", "batch", "save_every", "bank", "layers", "tokens", "width", "heads"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Give a positive number.")
-    if config.finetune not in ("adapter_lora", "lora", "adapter", "full"):
-        raise SettingError(f"finetune is {config.finetune!r}.", "Use adapter_lora, lora, adapter or full.")
-    shares = (config.cfg_dropout, config.class_dropout, config.embedding_dropout)
-    if min(shares) < 0 or sum(shares) > 1:
-        raise SettingError(
-            f"cfg_dropout, class_dropout and embedding_dropout are {shares}.", "Give shares that add up to at most 1."
-        )
+def _measured(model: LatentDiffusion, validation: Validation, best: Best, step: int, averages: Averages) -> Best:
+    """The better of the best weights so far and the present averaged ones, by their loss on held-out tiles."""
+    averages.swap()
+    loss = validation.measure(model, step)
+    averages.swap()
+    return best.or_better(loss, step, averages)
 
 
 def _load_encoder(name: str, device: str) -> Encoder:
@@ -281,61 +219,12 @@ def _load_encoder(name: str, device: str) -> Encoder:
     return encoders.load(name, device)
 
 
-def _start(
-    data: TileArray, config: DiffusionConfig, encoder: Encoder, folder: Path, device: str
-) -> tuple[LatentDiffusion, bool]:
-    """The model before training, and whether its adapter is new (and must measure its embeddings)."""
-    told = {"name": encoder.card.name, "dim": encoder.card.dim}
-    if config.init == "none":
-        shape = TransformerShape(config.width, config.layers, config.heads, config.tokens)
-        autoencoder = _autoencoder(data, config, folder, device)
-        return new_model(shape, autoencoder, told, data.classes, config.size), True
-    start = load_model(config.init)
-    for name in ("width", "layers", "heads", "tokens"):
-        default = DiffusionConfig.__dataclass_fields__[name].default
-        if getattr(config, name) not in (default, getattr(start.shape, name)):
-            raise SettingError(
-                f"{name} is {getattr(config, name)}, but the start {config.init!r} has {getattr(start.shape, name)}.",
-                f"Leave {name} out, or set init=none.",
-            )
-    model = new_model(start.shape, start.autoencoder, told, data.classes, config.size)
-    model.transformer.load_state_dict(start.transformer.state_dict())
-    kept = carry_over(start.conditioner.state_dict(), start.classes, data.classes, config.seed)
-    if told == start.encoder:
-        model.conditioner.load_state_dict(kept)
-        return model, False
-    if config.finetune == "lora":
-        raise SettingError(
-            f"encoder is {told['name']!r} with finetune=lora, but the start's adapter knows {start.encoder['name']!r}.",
-            "Use finetune=adapter_lora, which trains a new adapter, or the start's encoder.",
-        )
-    # another encoder speaks another language: the adapter starts anew, the class tokens need not
-    own = model.conditioner.state_dict()
-    foreign = {k for k in own if k.startswith(("adapter.", "mean", "deviation", "head."))}
-    model.conditioner.load_state_dict({k: own[k] if k in foreign else kept[k] for k in own})
-    return model, True
-
-
-def _autoencoder(data: TileArray, config: DiffusionConfig, folder: Path, device: str) -> Autoencoder:
-    if config.autoencoder == "base":
-        return load_autoencoder(asset_path(AUTOENCODER))[0]
-    if config.autoencoder != "train":
-        return load_autoencoder(config.autoencoder)[0]
+def _train_autoencoder(data: TileArray, config: DiffusionConfig, folder: Path, device: str) -> Path:
     settings = AutoencoderConfig(
-        size=config.size, steps=config.autoencoder_steps, seed=config.seed, precision=config.precision
-    )
-    return load_autoencoder(train_autoencoder(data, settings, folder / "autoencoder", device=device))[0]
-
-
-def _positions(data: TileArray) -> TileArray:
-    """The set with its tiles' positions for ids and no pixels, so that batches of positions can be had."""
-    none = np.zeros((len(data), 3, 1, 1), dtype=np.uint8)
-    return TileArray(none, data.labels, [str(i) for i in range(len(data))], data.classes)
-
-
-def _tiles_at(order: TileArray, step: int, config: DiffusionConfig) -> np.ndarray:
-    batch = batch_at(order, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed, augment=False)
-    return np.array([int(i) for i in batch.ids])
+        size=config.size, steps=config.autoencoder_steps, seed=config.seed,
+        precision="auto" if config.precision == "fp16" else config.precision,
+    )  # fmt: skip
+    return train_autoencoder(data, settings, folder, device=device)
 
 
 def _bank(embeddings: Tensor, data: TileArray, config: DiffusionConfig) -> Bank:
@@ -346,61 +235,3 @@ def _bank(embeddings: Tensor, data: TileArray, config: DiffusionConfig) -> Bank:
         bank.values.append(embeddings[members].clone())
         bank.ids.append([data.ids[i] for i in members])
     return bank
-
-
-def _panel(
-    run: Run, name: str, model: LatentDiffusion, data: TileArray, embeddings: Tensor, config: DiffusionConfig
-) -> None:
-    """A row a class: four training tiles, their round trip through the autoencoder, and four tiles made
-    from their embeddings."""
-    rng = numpy_rng(config.seed, "panel")
-    picks = [rng.permutation(np.flatnonzero(data.labels == k))[:4] for k in np.unique(data.labels)]
-    tiles = np.concatenate(picks)
-    edge = config.size // 4
-    shape = (len(tiles), model.shape.channels, edge, edge)
-    noise = torch.randn(shape, generator=torch_generator(config.seed, "panel noise"))
-    labels = torch.from_numpy(data.labels[tiles].astype(np.int64))
-    model.transformer.eval()
-    told = torch.ones(len(tiles), dtype=torch.bool)
-    parts = zip(noise.split(16), embeddings[tiles].split(16), labels.split(16), told.split(16), strict=True)
-    made = [run_solver(model, *part, guidance=GUIDANCE, steps=20, precision=config.precision) for part in parts]
-    model.transformer.train()
-    device = next(model.conditioner.parameters()).device
-    images = torch.from_numpy(np.array(data.images[tiles]))
-    with torch.no_grad(), autocast(device, config.precision):
-        trip = to_uint8(model.autoencoder.decode(model.autoencoder.encode(images.to(device)))).cpu()
-        synthetic = to_uint8(model.autoencoder.decode(torch.cat(made).to(device))).cpu()
-    rows, at = [], 0
-    for pick in picks:
-        part = slice(at, at + len(pick))
-        rows.append(torch.cat([images[part], trip[part], synthetic[part]]))
-        at += len(pick)
-    save_panel(run.sample_path(name), rows)
-
-
-def _card(
-    run: Run,
-    model: LatentDiffusion,
-    data: TileArray,
-    config: DiffusionConfig,
-    step: int,
-    trained: dict[str, nn.Parameter],
-) -> dict[str, Any]:
-    parts = {name: count(module.parameters()) for name, module in model.modules().items()}
-    parts["autoencoder"] = count(model.autoencoder.parameters())
-    return {
-        "kind": "diffusion",
-        "name": run.folder.name,
-        "config": json.loads(json.dumps(plain(config))),
-        "parameters": sum(parts.values()),
-        "parameters_of": parts,
-        "trainable": count(trained.values()),
-        "init": config.init if config.init in ("base", "none") else Path(config.init).name,
-        "steps": step,
-        "stopped_by_clock": step < config.steps,
-        "licence": "Apache-2.0",
-        "parents": run.manifest["parents"],
-        "trained_on": {"tiles": len(data), "per_class": data.counts()},
-        "data": run.manifest["settings"]["data"],
-        "command": "histosynth train diffusion",
-    }

@@ -25,8 +25,8 @@ from histosynth.diffusion.autoencoder import (
     load_autoencoder,
     save_autoencoder,
     to_signed,
-    to_uint8,
 )
+from histosynth.diffusion.figures import round_trip, round_trip_figures
 from histosynth.diffusion.panels import save_panel
 from histosynth.diffusion.precision import Precision, autocast
 from histosynth.diffusion.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
@@ -90,7 +90,8 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
 
     Returns:
         The path of checkpoints/autoencoder.safetensors. Its card has psnr_db (peak 255, of images
-        averaged) and ssim (Wang et al. 2004) of the round trip of held-out tiles.
+        averaged) and ssim (Wang et al. 2004) of the round trip of held-out tiles (of other patients, where the
+        patients are known), and how many tiles and patients those are.
 
     Raises:
         SettingError, DataError: settings or tiles that cannot be used.
@@ -102,7 +103,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
         path = run.checkpoint_path("autoencoder")
         if run.resumed and path.exists():
             return path
-        train, test = _split(data, config)
+        train, test = split_apart(data, config)
 
         torch.manual_seed(derive(config.seed, "autoencoder", "weights"))
         model = _start(config).to(where).train().requires_grad_(True)
@@ -158,7 +159,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
         if config.part == "all":
             _normalise_latents(model, train, where, config)
             model.name = f"{derive(config.seed, _fingerprint(model)):016x}"
-        figures = _round_trip_figures(model, test if len(test) else train, where, config)
+        figures = round_trip_figures(model, (test if len(test) else train).images[:256], where)
         _panel(run, model, test if len(test) else train, where, config)
         card: dict[str, Any] = {
             "name": run.folder.name,
@@ -169,6 +170,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
             "steps": step,
             "stopped_by_clock": step < config.steps,
             "held_out_tiles": len(test),
+            "held_out_patients": len(set(test.groups)) if test.groups is not None else None,
             **figures,
             "licence": "Apache-2.0",
             "parents": run.manifest["parents"],
@@ -207,29 +209,6 @@ def laplacian_distance(a: Tensor, b: Tensor, levels: int = 3) -> Tensor:
     return total
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 images [N, 3, H, W], a mean over images."""
-    error = (a.float() - b.float()).square().mean(dim=(1, 2, 3)).clamp_min(1e-6)
-    return (10 * torch.log10(255.0**2 / error)).mean().item()
-
-
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004: Gaussian window of 11 px, deviation 1.5) of uint8 images."""
-    x, y = a.float(), b.float()
-    line = torch.exp(-(torch.arange(11) - 5.0).square() / (2 * 1.5**2))
-    window = torch.outer(line, line) / line.sum() ** 2
-    kernel = window.expand(3, 1, 11, 11).contiguous()
-
-    def blur(z: Tensor) -> Tensor:
-        return F.conv2d(z, kernel, groups=3)
-
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mx, my = blur(x), blur(y)
-    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    value = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return value.mean().item()
-
-
 def _check(data: TileArray, config: AutoencoderConfig) -> None:
     check_size(config.size)
     if len(data) == 0:
@@ -253,13 +232,29 @@ def _start(config: AutoencoderConfig) -> Autoencoder:
     return load_autoencoder(asset_path(BASE) if config.init == "base" else config.init)[0]
 
 
-def _split(data: TileArray, config: AutoencoderConfig) -> tuple[TileArray, TileArray]:
-    """A seeded share of the tiles apart, for the figures only (reconstruction is not a patient's secret)."""
-    order = numpy_rng(config.seed, "held out").permutation(len(data))
+def split_apart(data: TileArray, config: AutoencoderConfig) -> tuple[TileArray, TileArray]:
+    """A seeded share of the tiles apart, for the figures only: whole patients where they are known.
+
+    Without patients, tiles of one patient may stand on both sides, and the figures are a little too good.
+    """
     kept = min(512, int(len(data) * config.held_out)) if len(data) >= 20 else 0
     if kept == 0:
         return data, data.subset([])
-    return data.subset(np.sort(order[kept:])), data.subset(np.sort(order[:kept]))
+    rng = numpy_rng(config.seed, "held out")
+    if data.groups is None:
+        order = rng.permutation(len(data))
+        return data.subset(np.sort(order[kept:])), data.subset(np.sort(order[:kept]))
+    groups = np.array(data.groups)
+    out = np.zeros(len(data), dtype=bool)
+    for name in rng.permutation(np.unique(groups)):
+        mine = groups == name
+        if out.sum() + mine.sum() <= max(kept, 1) or not out.any():
+            out |= mine
+        if out.sum() >= kept:
+            break
+    if out.all():
+        return data, data.subset([])
+    return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
 
 
 @torch.no_grad()
@@ -275,26 +270,10 @@ def _normalise_latents(model: Autoencoder, data: TileArray, where: torch.device,
     model.scale.copy_(1 / code.std(dim=(0, 2, 3), unbiased=False).clamp_min(1e-4)[:, None, None])
 
 
-@torch.no_grad()
-def _round_trip(model: Autoencoder, images: Tensor, where: torch.device) -> Tensor:
-    return torch.cat([to_uint8(model.decode(model.encode(part.to(where)))).cpu() for part in images.split(32)])
-
-
-def _round_trip_figures(
-    model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig
-) -> dict[str, float]:
-    images = torch.from_numpy(np.array(data.images[:256]))
-    output = _round_trip(model, images, where)
-    figures = {"psnr_db": round(psnr(images, output), 2)}
-    if config.size >= 11:
-        figures["ssim"] = round(ssim(images, output), 4)
-    return figures
-
-
 def _panel(run: Run, model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:
     picked = numpy_rng(config.seed, "panel").permutation(len(data))[:16]
     images = torch.from_numpy(np.array(data.images[picked]))
-    output = _round_trip(model, images, where)
+    output = round_trip(model, images, where)
     rows = [torch.cat([images[i : i + 8], output[i : i + 8]]) for i in range(0, len(images), 8)]
     save_panel(run.sample_path("round-trip.png"), rows)
 

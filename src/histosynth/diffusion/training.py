@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from histosynth.core.errors import RunError
+from histosynth.diffusion.noise import LEVELS, spread_levels
 
 Schedule = Literal["steps", "clock"]
 
@@ -86,10 +88,31 @@ class Averages:
             self.values[name].copy_(kept)
 
 
+def draw_levels(kind: str, n: int, rng: np.random.Generator) -> Tensor:
+    """Noise levels of a batch, int64 [n] within 0..999, spread evenly over what is drawn from.
+
+    "uniform", or "logit-normal" (Esser et al. 2024): level / 1000 = 1 / (1 + exp(-z)), z standard normal.
+    """
+    even = spread_levels(n, rng)
+    if kind == "uniform":
+        return even
+    place = (even.double() + 0.5) / LEVELS
+    return (torch.sigmoid(torch.special.ndtri(place)) * LEVELS).long().clamp(0, LEVELS - 1)
+
+
 def pack(
-    step: int, clock: Clock, parameters: dict[str, nn.Parameter], averages: Averages, optimizer: torch.optim.Optimizer
+    step: int,
+    clock: Clock,
+    parameters: dict[str, nn.Parameter],
+    averages: Averages,
+    optimizer: torch.optim.Optimizer,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Everything that a resumed training needs; random numbers follow from the seed and the step."""
+    """Everything that a resumed training needs; random numbers follow from the seed and the step.
+
+    Args:
+        more: what else the recipe keeps, under names of its own.
+    """
     moments = optimizer.state_dict()["state"]
     return {
         "step": step,
@@ -97,6 +120,7 @@ def pack(
         "parameters": {k: p.detach() for k, p in parameters.items()},
         "averages": dict(averages.values),
         "moments": {str(k): v for k, v in moments.items()},
+        **more,
     }
 
 
@@ -113,7 +137,8 @@ def unpack(
     Raises:
         RunError: the state belongs to other parameters.
     """
-    if state["parameters"].keys() != parameters.keys():
+    saved = {name: value.shape for name, value in state["parameters"].items()}
+    if saved != {name: value.shape for name, value in parameters.items()}:
         raise RunError(
             "The run's saved state belongs to a network of another shape.",
             "Delete the folder's state/ to train from the start, or choose another folder (--out).",

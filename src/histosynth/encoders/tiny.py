@@ -94,12 +94,39 @@ class TissueTiny:
         Raises:
             DataError: another type, shape or size.
         """
+        x = self._ready(images)
+        with whole_float32():
+            return self.network(x)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps after each of the four stages, finest first, with gradients to the images.
+
+        Args:
+            images: as for `differentiable`.
+
+        Returns:
+            [N, 32, 32, 32], [N, 64, 16, 16], [N, 128, 8, 8] and [N, 256, 4, 4], none of them negative; float32, or
+            the type of the autocast around the call.
+
+        Raises:
+            DataError: another type, shape or size.
+        """
+        found = []
+        x = self._ready(images)
+        with whole_float32():
+            x = self.network.stem(x).relu()
+            for stage in self.network.stages:
+                x = stage(x)
+                found.append(x)
+        return found
+
+    def _ready(self, images: Tensor) -> Tensor:
+        """Checked, at the size of the network, on its device."""
         _check(images, torch.float32)
         x = images.to(self.device, torch.float32)
         if x.shape[-2:] != (INPUT, INPUT):
             x = F.interpolate(x, (INPUT, INPUT), mode="bilinear", antialias=True, align_corners=False)
-        with whole_float32():
-            return self.network(x.contiguous(memory_format=torch.channels_last))
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def load(device: str = "cpu", weights: Path | None = None) -> TissueTiny:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from histosynth.core.types import Generator, GeneratorFamily
+from histosynth.core.types import Generator, GeneratorFamily, Score
+from histosynth.gan.config import GanConfig
 from histosynth.gan.sample import GanGenerator
-from histosynth.gan.train import GanConfig, train_gan
+from histosynth.gan.train import train_gan
 from histosynth.tiles.batches import TileArray
+
+_LOOK_EVERY = 100  # steps between two scores on validation tiles, at least: each costs about as much as five steps
 
 
 def train(
@@ -20,10 +23,15 @@ def train(
     seed: int,
     init: str,
     device: str,
+    validation: TileArray | None = None,
+    score: Score | None = None,
 ) -> Path:
     """Train with the default settings; see `GeneratorFamily.train`."""
-    config = GanConfig(size=size, steps=steps, seconds=seconds, seed=seed, init=init, save_every=50)
-    return train_gan(data, config, folder, device=device)
+    looks = max(_LOOK_EVERY, steps // 4)
+    config = GanConfig(
+        size=size, steps=steps, seconds=seconds, seed=seed, init=init, save_every=50, validate_every=looks
+    )  # fmt: skip
+    return train_gan(data, config, folder, validation=validation, score=score, device=device)
 
 
 def load(path: Path, device: str) -> Generator:

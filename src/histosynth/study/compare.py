@@ -8,6 +8,7 @@ and then the report says so.
 
 from __future__ import annotations
 
+import inspect
 import resource
 import shlex
 import sys
@@ -34,6 +35,7 @@ from histosynth.study.account import check_usable, describe_data, generator_warn
 from histosynth.study.generators import FAMILIES, GenerateConfig, family, make_tiles
 from histosynth.study.plan import Clock, Plan, make_plan
 from histosynth.study.report import Pictures, write_report
+from histosynth.study.validation import validation
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.sources.source import ImportConfig, import_tiles
 from histosynth.tiles.split.assign import SplitConfig, check_no_straddling, check_shares, check_synthetic
@@ -111,7 +113,7 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
         )
         made, described = {}, {}
         for one in families:
-            described[one.name] = _make(one, splits["train"], out, config, plan, clock)
+            described[one.name] = _make(one, splits, out, config, plan, clock)
             if "error" not in described[one.name]:
                 made[one.name] = _synthetic_array(out, one.name, config, tileset)
         with clock("Fidelity"):
@@ -216,13 +218,16 @@ def _tiles(tiles: Path, out: Path, config: CompareConfig, clock: Clock) -> TileS
 
 
 def _make(
-    one: GeneratorFamily, train: TileArray, out: Path, config: CompareConfig, plan: Plan, clock: Clock
+    one: GeneratorFamily, splits: dict[str, TileArray], out: Path, config: CompareConfig, plan: Plan, clock: Clock
 ) -> dict[str, Any]:
     """Train a generator and make its tiles; a generator that fails is reported and left out."""
     folder, made = out / one.name, out / "synthetic" / one.name
     known = out / f"{one.name}.json"
     if known.exists() and TileSet.is_tileset(made):
         return read_json(known)
+    train = splits["train"]
+    taken = inspect.signature(one.train).parameters
+    chosen_by = dict(zip(("validation", "score"), validation(splits["val"], "tissue-tiny", config.device), strict=True))
     try:
         with clock(f"Train {one.title}"):
             checkpoint = one.train(
@@ -234,6 +239,7 @@ def _make(
                 seed=derive(config.seed, one.name),
                 init=config.init,
                 device=config.device,
+                **{name: value for name, value in chosen_by.items() if name in taken},
             )
         present = tuple(c for c, n in train.counts().items() if n)
         generate = GenerateConfig(

@@ -175,11 +175,12 @@ def _folders() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
+    from histosynth.diffusion.pixcell import CARDS
     from histosynth.encoders import cards
     from histosynth.encoders.lpips import BACKBONES
     from histosynth.encoders.weights import find
 
-    known = [*(card for card in cards() if card.weights and not card.shared_with), *BACKBONES.values()]
+    known = [*(card for card in cards() if card.weights and not card.shared_with), *BACKBONES.values(), *CARDS.values()]
     return [_weights_of(card, find(card)) for card in known]
 
 

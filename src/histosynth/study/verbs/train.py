@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,8 @@ from cyclopts import Parameter
 from histosynth.classify.train import ClassifierConfig
 from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
-from histosynth.diffusion.train import DiffusionConfig
-from histosynth.gan.train import GanConfig
+from histosynth.diffusion.config import DiffusionConfig
+from histosynth.gan.config import GanConfig
 from histosynth.tiles.tileset import TileSet
 
 
@@ -25,7 +26,9 @@ def train_gan(
     split: str = "train",
     device: str = "auto",
 ) -> None:
-    """Train or fine-tune the GAN on a tile set.
+    """Train or fine-tune the GAN on a tile set; repeat the command to go on.
+
+    Its split val, if it has one, chooses the weights. On several GPUs: accelerate launch -m histosynth train gan ...
 
     Args:
         tiles: a tile set.
@@ -34,8 +37,14 @@ def train_gan(
         device: auto, cpu, cuda, cuda:N or mps.
     """
     from histosynth.gan.train import train_gan as train
+    from histosynth.study.validation import validation
 
-    _train(train, tiles, out, config, split, device)
+    tileset = TileSet.open(tiles)
+    chosen_by: dict[str, Any] = {}
+    if split != "val" and config.validate_every and (tileset.kept.split == "val").any():
+        held_out = tileset.array("val", size=config.size)
+        chosen_by = dict(zip(("validation", "score"), validation(held_out, config.choose_encoder, device), strict=True))
+    _train(partial(train, **chosen_by), tiles, out, config, split, device)
 
 
 def train_diffusion(
@@ -46,7 +55,10 @@ def train_diffusion(
     split: str = "train",
     device: str = "auto",
 ) -> None:
-    """Train or fine-tune the diffusion model on a tile set.
+    """Train or fine-tune the diffusion model on a tile set; repeat the command to go on.
+
+    Its split val, if validate-every is set, chooses the weights. On several GPUs: accelerate launch -m histosynth
+    train diffusion ..., with one micro-batch (accumulate) or more a GPU.
 
     Args:
         tiles: a tile set.
@@ -56,7 +68,11 @@ def train_diffusion(
     """
     from histosynth.diffusion.train import train_diffusion as train
 
-    _train(train, tiles, out, config, split, device)
+    held_out = None
+    if config.validate_every and split != "val":
+        tileset = TileSet.open(tiles)
+        held_out = tileset.array("val", size=config.size) if (tileset.kept.split == "val").any() else None
+    _train(partial(train, held_out=held_out), tiles, out, config, split, device)
 
 
 @dataclass(frozen=True)

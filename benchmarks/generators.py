@@ -1,0 +1,169 @@
+"""The same tiles and the same minutes, several recipes of a generator: which of them comes nearest to real tiles?
+
+    python benchmarks/generators.py gan|diffusion TILES [--minutes 60] [--arms base,scratch] [--out runs/recipes]
+
+TILES is a folder or a table of labelled tiles with patients. They are imported and split by patient; every recipe
+learns from the training patients for the same number of minutes, on the threads that OMP_NUM_THREADS allows, and makes
+as many tiles of each class as there are of validation patients, four times over. Fréchet and kernel distance are
+taken against the tiles of the validation patients, beside the floor: training tiles in their place, at the same N and
+the same mix of classes. Finished recipes are kept in OUT and not trained again. Prints a table, and writes
+benchmarks/results/generators-<family>.json and docs/generators-<family>.png (a row a class, a block a recipe).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histosynth import encoders
+from histosynth.core.checkpoint import read_card
+from histosynth.core.device import describe_device, pick_device
+from histosynth.core.seeds import numpy_rng
+from histosynth.evaluate.frechet import frechet
+from histosynth.evaluate.kernel import kid
+from histosynth.evaluate.settings import Protocol
+from histosynth.study.sheets import write_sheet_png
+from histosynth.tiles.batches import TileArray
+from histosynth.tiles.tileset import TileSet
+
+RECIPES: dict[str, dict[str, tuple[str, str]]] = {
+    "gan": {
+        "base": ("From the shipped base", "train gan {tiles} {out}"),
+        "scratch": ("From scratch", "train gan {tiles} {out} --init none"),
+        "poc-cgan": ("poc-cgan", "train gan {tiles} {out} --config gan/poc-cgan --size 64"),
+    },
+    "diffusion": {
+        "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out}"),
+        "lora": ("LoRA only", "train diffusion {tiles} {out} --finetune lora"),
+        "adapter": ("Adapter only", "train diffusion {tiles} {out} --finetune adapter"),
+        "no-classes": ("Without classes", "train diffusion {tiles} {out} --class-dropout 0.9 --ce-weight 0"),
+        "scratch": ("From scratch", "train diffusion {tiles} {out} --init none"),
+    },
+}
+ENCODERS = ("tissue-tiny", "colour")
+COPIES = 4  # synthetic tiles for each validation tile
+SIZE = 64
+
+
+def command(line: str) -> str:
+    """Run a histosynth command and give it back."""
+    print(f"$ histosynth {line}", flush=True)
+    subprocess.run([sys.executable, "-m", "histosynth", *line.split()], check=True)
+    return f"histosynth {line}"
+
+
+def train(family: str, arm: str, tiles: Path, out: Path, minutes: float, steps: int) -> tuple[Path, str]:
+    """The checkpoint of one recipe, and the command that trained it."""
+    line = RECIPES[family][arm][1].format(tiles=tiles, out=out / arm)
+    line += f" --seconds {minutes * 60:g} --steps {steps}"
+    return out / arm / "checkpoints" / f"{family}.safetensors", command(line)
+
+
+def make(checkpoint: Path, out: Path, like: TileArray) -> TileArray:
+    """Synthetic tiles with the classes of `like`, each tile's class COPIES times."""
+    most = COPIES * max(like.counts().values())
+    command(f"generate {checkpoint} {out} --per-class {most}")
+    made = TileSet.open(out).array(size=SIZE)
+    chosen = []
+    for label, count in like.counts().items():
+        chosen += np.flatnonzero(made.labels == made.classes.index(label))[: COPIES * count].tolist()
+    return made.subset(chosen)
+
+
+def floor_tiles(train: TileArray, like: TileArray, seed: int) -> TileArray:
+    """Training tiles with the mix of classes of `like`, as many of each as there are, at most COPIES times."""
+    share = min(COPIES, *(n / like.counts()[c] for c, n in train.counts().items() if like.counts()[c]))
+    chosen: list[int] = []
+    for k, label in enumerate(train.classes):
+        order = numpy_rng(seed, "floor", label).permutation(np.flatnonzero(train.labels == k))
+        chosen += order[: int(share * like.counts()[label])].tolist()
+    return train.subset(chosen)
+
+
+def scores(real: TileArray, other: TileArray) -> dict[str, Any]:
+    """Both distances in both feature spaces, at N = the smaller side."""
+    found: dict[str, Any] = {"n": [len(real), len(other)]}
+    for name in ENCODERS:
+        encoder = encoders.load(name, "cpu")
+        sides = [encoder.encode(a.tensor()).numpy() for a in (real, other)]
+        protocol = Protocol(kid_size=min(len(s) for s in sides) // 2)
+        n = min(len(s) for s in sides)
+        equal = [s[numpy_rng(0, "equal", i).permutation(len(s))[:n]] for i, s in enumerate(sides)]
+        found[name] = frechet(*equal, protocol) | kid(*sides, protocol)
+    return found
+
+
+def main() -> None:
+    """Train, make, score and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=RECIPES)
+    parser.add_argument("tiles", type=Path)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, default=1_000_000, help="steps of every recipe, if fewer")
+    parser.add_argument("--arms", default="")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    options = parser.parse_args()
+    arms = options.arms.split(",") if options.arms else list(RECIPES[options.family])
+
+    tiles = options.out / "tiles"
+    if not TileSet.is_tileset(tiles):
+        command(f"tiles import {options.tiles} {tiles}")
+    tileset = TileSet.open(tiles)
+    real = {split: tileset.array(split, size=SIZE) for split in ("train", "val")}
+    held = real["val"]
+    floor = scores(held, floor_tiles(real["train"], held, 0))
+    table: dict[str, Any] = {"floor": {"title": "Real training tiles"} | floor}
+    sheets = {"Real": by_class(real["train"])}
+    for arm in arms:
+        folder = options.out / options.family
+        started = time.monotonic()
+        checkpoint, line = train(options.family, arm, tiles, folder, options.minutes, options.steps)
+        seconds = time.monotonic() - started
+        made = make(checkpoint, folder / f"{arm}-tiles", held)
+        card = read_card(checkpoint)
+        title = RECIPES[options.family][arm][0]
+        table[arm] = {
+            "title": title, "command": line, "steps": card.get("steps"), "chosen_step": card.get("chosen_step"),
+            "seconds": seconds, **scores(held, made),
+        }  # fmt: skip
+        sheets[title] = by_class(made)
+        report(options.family, table, options.minutes, tileset, sheets)
+
+
+def by_class(tiles: TileArray, count: int = 12) -> dict[str, np.ndarray]:
+    """The first tiles of every class in a random order."""
+    found = {}
+    for k, label in enumerate(tiles.classes):
+        here = numpy_rng(0, "sheet", label).permutation(np.flatnonzero(tiles.labels == k))[:count]
+        found[label] = np.asarray(tiles.images[np.sort(here)])
+    return found
+
+
+def report(family: str, table: dict[str, Any], minutes: float, tileset: TileSet, sheets: dict[str, Any]) -> None:
+    """Print the table so far; write it and the picture."""
+    head = ["recipe", "steps"] + [f"{what}, {name}" for name in ENCODERS for what in ("Fréchet", "KID x 1000")]
+    rows = [head, ["---"] * len(head)]
+    for row in table.values():
+        cells = [row["title"], f"{row['steps']:,}" if row.get("steps") else ""]
+        for name in ENCODERS:
+            cells += [f"{row[name]['frechet']:.1f}", f"{1000 * row[name]['kid']:.1f}"]
+        rows.append(cells)
+    print("\n".join("| " + " | ".join(row) + " |" for row in rows), flush=True)
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    result = {"device": describe_device(pick_device("cpu")), "minutes": minutes, "threads": threads, "recipes": table}
+    target = Path(f"benchmarks/results/generators-{family}.json")
+    target.write_text(json.dumps(result, indent=2) + "\n")
+    classes = [{"label": c, "name": c, "colour": tileset.colours[c]} for c in tileset.classes]
+    write_sheet_png(Path(f"docs/generators-{family}.png"), sheets, classes, columns=4, rows=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Batches for the training, read ahead by threads where they are asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from histosynth.core.errors import DataError
+from histosynth.core.types import Batch
+from histosynth.gan.config import GanConfig
+from histosynth.tiles.batches import TileArray, batch_at
+
+UNLABELLED = ("tissue",)
+"""The one class of a training without classes."""
+
+
+def usable(
+    data: TileArray, validation: TileArray | None, config: GanConfig
+) -> tuple[TileArray, TileArray | None, GanConfig]:
+    """The tiles as the training takes them; without labels, it is one without classes.
+
+    Raises:
+        DataError: no tile, tiles that are not square or of another size than `config.size`, labels for some tiles
+            only, or validation tiles that are training tiles or of other classes.
+    """
+    _check_tiles(data, config)
+    known = (data.labels >= 0) & (data.labels < len(data.classes))
+    if config.conditional and not known.any():
+        config = replace(config, conditional=False)
+    if config.conditional and not known.all():
+        raise DataError(
+            f"{np.count_nonzero(~known)} of {len(data)} tiles have no class.",
+            "Label all tiles, or set conditional=no to learn without classes.",
+        )
+    if validation is not None:
+        _check_tiles(validation, config)
+        if config.conditional and validation.classes != data.classes:
+            raise DataError(
+                f"The validation tiles have the classes {validation.classes}, the training tiles {data.classes}.",
+                "Take both from the same tile set.",
+            )
+        if both := set(validation.ids) & set(data.ids):
+            raise DataError(
+                f"{len(both)} validation tiles are training tiles ({min(both)}).",
+                "Take them from the split val.",
+            )
+    if config.conditional:
+        return data, validation, config
+    return _without_classes(data), None if validation is None else _without_classes(validation), config
+
+
+class Feed:
+    """Batch number k on demand; a context manager, since it may hold threads."""
+
+    def __init__(self, data: TileArray, config: GanConfig, steps: int, pin: bool = False) -> None:
+        """`pin`: in memory from which a GPU can copy while it computes."""
+        self._data, self._config, self._steps, self._pin = data, config, steps, pin
+        self._pool = ThreadPoolExecutor(config.workers) if config.workers else None
+        self._ahead: OrderedDict[int, Future[Batch]] = OrderedDict()
+        self._present = data.members  # found once, before threads ask for it
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of step `step`: `config.batch` tiles, always whole."""
+        if self._pool is None:
+            return self._read(step)
+        for later in range(step, min(step + 2 * self._config.workers, self._steps)):
+            if later not in self._ahead:
+                self._ahead[later] = self._pool.submit(self._read, later)
+        return self._ahead.pop(step).result()
+
+    def _read(self, step: int) -> Batch:
+        config = self._config
+        batch = batch_at(self._data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed)
+        return replace(batch, images=batch.images.pin_memory()) if self._pin else batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _check_tiles(data: TileArray, config: GanConfig) -> None:
+    if len(data) == 0:
+        raise DataError("The training set has no tile.", "Check the split and the quality filter.")
+    height, width = data.images.shape[2:]
+    if height != width:
+        raise DataError(f"The tiles are {height} x {width} px, not square.", "Cut or import them as squares.")
+    if height != config.size:
+        raise DataError(
+            f"The tiles are {height} x {width} px, but size is {config.size}.",
+            "Read the tiles at that size, or set size to theirs.",
+        )
+
+
+def _without_classes(data: TileArray) -> TileArray:
+    return replace(data, labels=np.zeros(len(data), np.int64), classes=UNLABELLED)

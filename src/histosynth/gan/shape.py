@@ -1,0 +1,135 @@
+"""What fixes the networks: sizes, widths, and the options in which StyleGAN2, StyleGAN2-ADA and the lite one differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from histosynth.core.errors import SettingError
+
+Architecture = Literal["stylegan2", "lite"]
+LabelConditioning = Literal["projection", "mapping", "none"]
+ClassEmbedding = Literal["concat", "add"]
+Trunk = Literal["resnet", "skip", "orig"]
+Start = Literal["constant", "code"]
+
+_CHOICES = {
+    "architecture": get_args(Architecture),
+    "label_conditioning": get_args(LabelConditioning),
+    "class_embedding": get_args(ClassEmbedding),
+    "discriminator": get_args(Trunk),
+    "start": get_args(Start),
+}
+_POSITIVE = ("channel_base", "channel_max", "channel_min", "z_dim", "w_dim", "mapping_depth", "mapping_lr")
+_NOT_NEGATIVE = ("classes", "d_channel_base", "d_channel_max", "d_mapping_depth", "cmap_dim")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that fixes the function space of both networks; the defaults suit 64 px tiles and a CPU.
+
+    Channels at r pixels are channel_base / r, at least channel_min, at most channel_max.
+
+    Raises:
+        SettingError: a value is out of range, or two do not go together.
+    """
+
+    size: int = 64
+    """Edge length of the images in pixels, a power of two from 16 to 1024."""
+    classes: int = 9
+    """Classes of the labels; 0: unconditional, labels are ignored."""
+    channel_base: int = 4096
+    """Feature channels at r pixels are channel_base / r."""
+    channel_max: int = 128
+    """Most feature channels anywhere."""
+    z_dim: int = 256
+    """Length of the random code z."""
+    w_dim: int = 256
+    """Length of the style code w."""
+    mapping_depth: int = 2
+    """Layers of the mapping network of the generator."""
+    architecture: Architecture = "stylegan2"
+    """stylegan2: 1912.04958. lite: resampling by repetition, no convolution at 4 px, noise once a block,
+    one image head at the end, no equalised learning rate, spectral norm in the discriminator."""
+    class_embedding: ClassEmbedding = "concat"
+    """How the class enters the mapping network: normalised and beside z, or added to z."""
+    start: Start = "constant"
+    """What the generator begins with at 4 px. constant: the same for all tiles (1812.04948); code: that plus a linear
+    map of w, so that the layout varies from tile to tile early in a training instead of late."""
+    channel_min: int = 1
+    """Fewest feature channels anywhere."""
+    mapping_lr: float = 0.01
+    """Learning rate of the mapping networks relative to the rest."""
+    noise: bool = True
+    """Layers of the generator add per-pixel noise."""
+    noise_const: bool = False
+    """The planes of constant noise are stored with the weights (StyleGAN2-ADA); else they follow from a seed."""
+    conv_clamp: float | None = None
+    """Largest magnitude of what a convolution hands on (256 in StyleGAN2-ADA)."""
+    d_conv_clamp: float = -1.0
+    """conv_clamp of the discriminator; -1: as the generator, 0: none."""
+    output_clamp: float | None = None
+    """Largest magnitude of a pixel of the generator; in lite, after a hyperbolic tangent."""
+    label_conditioning: LabelConditioning = "projection"
+    """How the discriminator sees the class. projection: a logit plus <features, embedding> (1802.05637);
+    mapping: <features, mapping network of the class> alone (StyleGAN2-ADA); none: not at all."""
+    discriminator: Trunk = "resnet"
+    """Trunk of the discriminator: resnet, skip (an image head a resolution) or orig (plain); 1912.04958, figure 7."""
+    d_channel_base: int = 0
+    """channel_base of the discriminator; 0: as the generator."""
+    d_channel_max: int = 0
+    """channel_max of the discriminator; 0: as the generator."""
+    d_mapping_depth: int = 8
+    """Layers of the mapping network of the discriminator."""
+    cmap_dim: int = 0
+    """Length of the mapped class in the discriminator; 0: its channels at 4 px."""
+    mbstd_group: int = 4
+    """Samples that the minibatch standard deviation compares; 0: the whole batch."""
+    mbstd_channels: int = 1
+    """Channels of minibatch standard deviation; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.size not in (16, 32, 64, 128, 256, 512, 1024):
+            raise SettingError(f"size is {self.size}.", "Use a power of two from 16 to 1024.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingError(f"{name} is {getattr(self, name)!r}.", f"Use {', '.join(choices)}.")
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise SettingError(f"{name} is {getattr(self, name)}.", "Use a positive number.")
+        for name in (*_NOT_NEGATIVE, "mbstd_group", "mbstd_channels"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} is {getattr(self, name)}.", "Use zero or a positive number.")
+        for name in ("conv_clamp", "output_clamp"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingError(f"{name} is {value}.", "Use a positive number, or none.")
+        if self.mbstd_channels and self.d_channels(4) % self.mbstd_channels:
+            raise SettingError(
+                f"mbstd_channels is {self.mbstd_channels}, but there are {self.d_channels(4)} channels at 4 px.",
+                "Use a divisor of the channels.",
+            )
+
+    def channels(self, resolution: int) -> int:
+        """Feature channels of the generator at a resolution."""
+        return max(self.channel_min, min(self.channel_base // resolution, self.channel_max))
+
+    def d_channels(self, resolution: int) -> int:
+        """Feature channels of the discriminator at a resolution."""
+        base, most = self.d_channel_base or self.channel_base, self.d_channel_max or self.channel_max
+        return max(self.channel_min, min(base // resolution, most))
+
+    @property
+    def d_clamp(self) -> float | None:
+        """`conv_clamp` of the discriminator."""
+        return self.conv_clamp if self.d_conv_clamp < 0 else self.d_conv_clamp or None
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """4, 8, ..., size."""
+        return tuple(2**k for k in range(2, self.size.bit_length()))
+
+    @property
+    def conditioning(self) -> LabelConditioning:
+        """`label_conditioning`, none where there is no class."""
+        return self.label_conditioning if self.classes else "none"

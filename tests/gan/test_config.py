@@ -1,0 +1,86 @@
+"""Settings of the training: what is refused, how long it lasts, and the command that repeats it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from histosynth.cli import _take_config, build_app
+from histosynth.core.errors import SettingError
+from histosynth.gan.config import GanConfig
+
+
+def parsed(command: str) -> GanConfig:
+    """The settings that a command line gives."""
+    app = build_app()
+    tokens = _take_config(app, shlex.split(command))
+    return app.parse_args(tokens, exit_on_error=False)[1].arguments["config"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"seconds": -1.0}, "seconds is -1"),
+        ({"ada_target": 2.0}, "ada_target is 2.0.*0 to 1"),
+        ({"r1_gamma": -1.0}, "r1_gamma is -1"),
+        ({"sampling": "odd"}, "sampling is 'odd'.*balanced or natural"),
+        ({"precision": "fp8"}, "precision is 'fp8'.*auto, fp32 or bf16"),
+        ({"loss": "hinge"}, "loss is 'hinge'.*logistic or bce"),
+        ({"size": 33}, "size is 33"),
+        ({"batch": 9, "accumulate": 2}, "accumulate is 2, which does not divide batch, 9"),
+        ({"kimg": 5.0, "epochs": 3}, "kimg is 5.0 and epochs is 3"),
+        ({"architecture": "lite", "freeze_d": 1}, "freeze_d"),
+        ({"ada_pipe": "odd"}, "'odd'.*tissue"),
+    ],
+)
+def test_wrong_settings_name_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        GanConfig(**changes)
+
+
+def test_every_setting_is_explained_once() -> None:
+    import inspect
+
+    source = inspect.getsource(GanConfig)
+    for field in fields(GanConfig):
+        assert source.count(f"    {field.name}: ") == 1
+        after = source.split(f"    {field.name}: ", 1)[1].split("\n")[1]
+        assert after.startswith('    """'), field.name
+
+
+def test_length_follows_steps_thousand_tiles_or_epochs() -> None:
+    assert GanConfig(steps=7).length(tiles=100, classes=3) == 7
+    assert GanConfig(kimg=50, batch=16).length(100, 3) == 3125
+    # an epoch: all tiles, or a number a class; what is left over for less than a batch is dropped
+    assert GanConfig(epochs=2, batch=16).length(100, 3) == 2 * 6
+    assert GanConfig(epochs=50, samples_per_class=1000, batch=8).length(5, 9) == 50 * 1125
+    assert GanConfig(epochs=1, batch=16).length(3, 1) == 1
+
+
+def test_shape_takes_every_setting_of_the_networks() -> None:
+    config = GanConfig(channel_base=300, mbstd_group=2, conv_clamp=256.0, noise=False, class_embedding="add")
+    shape = config.shape(4)
+    assert (shape.classes, shape.channel_base, shape.mbstd_group, shape.conv_clamp) == (4, 300, 2, 256.0)
+    assert shape.noise is False and shape.class_embedding == "add" and shape.output_clamp is None
+    assert replace(config, conditional=False).shape(4).classes == 0
+
+
+def test_the_command_repeats_the_settings() -> None:
+    config = GanConfig(
+        size=32, init="none", film=False, noise=True, kimg=1.5, head="pathoduet", head_joint=True, r1_gamma=0.0,
+        alpha_gate=True, ada="accuracy", ema_decay=0.999, snapshots=True,
+    )  # fmt: skip
+    words = config.command()
+    assert words.startswith("histosynth train gan TILES RUN ") and "--no-film" in words
+    assert parsed(words.removeprefix("histosynth ")) == config
+    assert GanConfig(init="/a/b c/gan.safetensors").command().endswith("--init gan.safetensors")
+
+
+def test_parents_are_named_without_their_folder() -> None:
+    assert GanConfig(init="none").parents() == []
+    assert GanConfig(init="base").parents() == ["gan-base-64.safetensors"]
+    assert GanConfig(init="/a/b/mine.safetensors").parents() == ["mine.safetensors"]
