@@ -79,7 +79,10 @@ def modulated(conv: nn.Module, x: Tensor, w: Tensor) -> Tensor:
 def generate(network: Generator, codes: Tensor, noise: Sequence[Tensor] | None) -> Tensor:
     """Synthesis of `stylegan2` shapes from codes [N, layers, w_dim]."""
     clamp, position, planes = network.shape.conv_clamp, 0, iter(noise or ())
-    x, image = network.blocks["b4"].const.expand(len(codes), -1, -1, -1), None
+    first, image = network.blocks["b4"], None
+    x = first.const.expand(len(codes), -1, -1, -1)
+    if network.shape.start == "code":
+        x = x + linear(first.start, codes[:, 0]).reshape(x.shape)
     for block in network.blocks.values():
         for layer in [getattr(block, name) for name in ("conv0", "conv1") if hasattr(block, name)]:
             x = modulated(layer.conv, x, codes[:, position])

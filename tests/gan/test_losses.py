@@ -24,6 +24,7 @@ from histosynth.gan.losses import (
     perceptual_loss,
     r1_penalty,
     saturation_penalty,
+    spread_penalty,
 )
 
 
@@ -278,3 +279,22 @@ def test_diversity_looks_across_the_batch_and_not_inside_the_tile() -> None:
     slope_agrees(diversity_penalty, nearly)
     flat = torch.linspace(-0.5, 0.5, 6)[:, None, None, None].expand(6, 3, 4, 4)
     assert float(diversity_penalty(flat, floor=0.2)) == pytest.approx((0.2 - 7 / 60) ** 2, rel=1e-4)
+
+
+def test_spread_is_missed_where_tiles_share_a_layout() -> None:
+    real = [torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))]
+    assert float(spread_penalty(real, real)) < 1e-6
+    assert float(spread_penalty([2 * real[0]], real)) == 0.0  # more than real tiles is no fault
+    assert float(spread_penalty([real[0] / 2], real)) == pytest.approx(0.25, rel=1e-3)
+    alike = [real[0][:1].expand(16, -1, -1, -1)]
+    assert float(spread_penalty(alike, real)) == pytest.approx(1.0, abs=0.01)
+    assert float(spread_penalty([real[0][:1]], [real[0][:1]])) == 0.0  # one tile has no spread
+
+
+def test_the_gradient_of_spread_is_finite_for_equal_tiles_and_drives_them_apart() -> None:
+    real = [torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))]
+    fake = (real[0][:1] + 1e-3 * torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    before = spread_penalty([fake], real)
+    before.backward()
+    assert fake.grad is not None and torch.isfinite(fake.grad).all() and fake.grad.abs().sum() > 0
+    assert spread_penalty([(fake - 10 * fake.grad).detach()], real) < before.detach()

@@ -21,6 +21,7 @@ VARIANTS = {
     "ada": {"label_conditioning": "mapping", "conv_clamp": 256.0, "noise_const": True, "d_mapping_depth": 3},
     "clamped": {"conv_clamp": 0.7, "mapping_depth": 4, "label_conditioning": "mapping", "cmap_dim": 5},
     "unconditional": {"classes": 0},
+    "start from the code": {"start": "code"},
     "skip": {"discriminator": "skip", "conv_clamp": 0.9, "mbstd_channels": 2, "mbstd_group": 0},
     "orig": {"discriminator": "orig", "label_conditioning": "none", "mbstd_group": 2},
     "no statistics": {"mbstd_channels": 0, "mapping_lr": 1.0},

@@ -162,7 +162,7 @@ def test_the_first_conditional_gan_in_its_networks_guards_and_schedule() -> None
     assert {setting for setting, _ in POC.values()} <= plain(config).keys()
     shape = config.shape(9)
     assert [shape.channels(r) for r in shape.resolutions] == [512, 512, 256, 128, 64, 64, 64]
-    assert shape.d_channels(256) == 96  # D_BASE_CH
+    assert shape.d_channels(128) == 96  # D_BASE_CH: what the first convolution gives
     pipe = PIPES["poc"]
     assert pipe.flip and 0 < pipe.rotation < 15 and 0 < pipe.shift < 0.05 and not pipe.quarter
     assert pipe.brightness == pipe.contrast == pipe.hue == pipe.saturation == pipe.stain == 0  # color=0.0

@@ -122,7 +122,7 @@ class FastTold:
             shares = scores.unflatten(-1, (fast.heads, -1)).softmax(dim=-1).flatten(2)
             x = x + (torch.bmm(shares, values[:n]) + block.cross_bias)
             hidden = F.linear(_modulated(x, shift2, scale2, fast.kind), *block.up)
-            x = torch.addcmul(x, gate2, F.linear(F.gelu(hidden, approximate="tanh"), *block.down).float())
+            x = torch.addcmul(x, gate2, F.linear(_gelu(hidden), *block.down).float())
         shift, scale = self.ends[step, :n, :, None].unbind(1)
         out = F.linear(_modulated(x, shift, scale, fast.kind), *fast.last).float()
         p, edge = fast.patch, math.isqrt(x.shape[1])
@@ -157,3 +157,14 @@ def fast_network(backbone: Backbone, kind: torch.dtype | None) -> FastCompact | 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=_EPS), 1 + scale).to(kind)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form (Hendrycks and Gimpel 2016), as x times a sigmoid: torch's own takes twice as long on a
+    CPU, where a hyperbolic tangent is dearer than a sigmoid."""
+    if x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")
+    wide = x.float()
+    root = 2 * math.sqrt(2 / math.pi)
+    share = torch.addcmul(wide.new_tensor(root), wide, wide, value=0.044715 * root).mul_(wide).sigmoid_()
+    return share.mul_(wide).to(x.dtype)

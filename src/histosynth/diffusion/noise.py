@@ -7,6 +7,7 @@ trained on the linear schedule and predicts e (Ho et al. 2020).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +46,8 @@ _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     # Karras et al. 2022, with the fresh noise of ancestral sampling
     "euler-a": (EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"}),
 }
+# the logarithm of a / s from which on there is nothing but noise: the cosine schedule's last levels go on to -10
+_LOWEST = -5.1
 SOLVERS = tuple(_SOLVERS)
 """Names of the solvers. euler-a and ddpm draw fresh noise in every step, the other two draw none."""
 
@@ -120,8 +123,7 @@ class Process:
             raise SettingError(f"steps is {steps}.", f"Give 1 to {LEVELS}; 20 is usual for dpm++.")
         make, options = _SOLVERS[name]
         if name == "dpm++" and self.schedule == "cosine":
-            # the cosine schedule's last levels are pure noise, where lambda diverges
-            options = options | {"lambda_min_clipped": -5.1}
+            options = options | {"lambda_min_clipped": _LOWEST}
         scheduler = make(
             num_train_timesteps=LEVELS,
             beta_schedule=_BETAS[self.schedule],
@@ -131,6 +133,8 @@ class Process:
             **options,
         )
         scheduler.set_timesteps(steps)
+        if name == "euler-a":  # above, the noise that a step adds rounds to more than it may, and its root to NaN
+            scheduler.sigmas = scheduler.sigmas.clamp_max(math.exp(-_LOWEST))
         return scheduler
 
     @torch.no_grad()

@@ -153,6 +153,10 @@ class GanConfig:
     diversity_below: float = 0.1
     """Variance of the fake pixels under which a batch counts as uniform."""
 
+    spread: float = 60.0
+    """Weight of the penalty on fake tiles that differ less from one another than real ones do, as the encoder of the
+    head sees them; without a head it does nothing."""
+
     # --- adaptive augmentation of what the discriminators see
     ada: Literal["sign", "accuracy", "fixed"] = "sign"
     """What moves p: r_t, the mean sign of the logits of real tiles; their accuracy; or nothing."""
@@ -334,9 +338,9 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
     "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "drift", "path_length", "channel_stats",
-    "perceptual", "saturation", "feature_matching", "diversity", "ada_gain", "ada_rate", "ada_freeze", "clip_g",
-    "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps", "collapse_stop", "validate_every",
-    "patience", "sample_every",
+    "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate", "ada_freeze",
+    "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps", "collapse_stop",
+    "validate_every", "patience", "sample_every",
 )  # fmt: skip
 _SHARES = (
     "style_mixing", "alpha_on", "alpha_off", "label_real", "label_fake", "channel_stats_decay", "ada_p", "ada_target",

@@ -129,6 +129,10 @@ class PathologyHead(nn.Module):
             seen = self.mixing(seen)
         return torch.cat([judge(x, labels) for judge, x in zip(self.judges, seen, strict=True)], dim=1)
 
+    def maps(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """What the encoder shows of images [N, 3, S, S] in [-1, 1]: [N, C, h, w] each, with gradients to the images."""
+        return self._see(images, dtype)
+
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
         """Scale each map, or the features, to a mean square of 1 on these real tiles: once, before training.

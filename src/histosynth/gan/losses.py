@@ -12,6 +12,7 @@ tiles that ought to differ, and draws the fakes to the mean of their class.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -210,3 +211,25 @@ def _apart(fake: Tensor, real: Tensor, paired: bool) -> Tensor:
         return F.mse_loss(fake, real)
     spread = [(x.var(dim=0, correction=0) + 1e-8).sqrt() for x in (fake, real)]
     return F.mse_loss(fake.mean(0), real.mean(0)) + F.mse_loss(*spread)
+
+
+def spread_penalty(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """How much less fake tiles differ from one another than real ones.
+
+    The mean over the maps of relu(1 - s_fake / s_real)^2, where s is the standard deviation over the batch at each
+    place of a feature map, averaged over places and channels. Tiles that share one layout and differ in colour alone
+    have little of it. A judge that looks at one tile at a time cannot see that; that a ratio tells a generator so is
+    the idea of mode seeking (1903.05628).
+
+    Args:
+        fake, real: feature maps [N, C, h, w] of as many tiles of the same classes, N at least 2; one tile has no
+            spread, and 0 is returned.
+    """
+    if len(fake[0]) < 2:
+        return fake[0].sum() * 0.0
+    lacks = []
+    for made, true in zip(fake, real, strict=True):
+        # the constant keeps the gradient of the root finite where all tiles are equal
+        own, wanted = (((x.float().var(dim=0) + 1e-6).sqrt()).mean() for x in (made, true))
+        lacks.append(torch.relu(1 - own / wanted.detach()).square())
+    return torch.stack(lacks).mean()

@@ -28,6 +28,7 @@ from histosynth.gan.losses import (
     perceptual_loss,
     r1_penalty,
     saturation_penalty,
+    spread_penalty,
 )
 from histosynth.gan.meter import Meter
 from histosynth.gan.players import Players, to_network
@@ -127,6 +128,11 @@ class TrainingStep:
                 terms["g_features"] = config.feature_matching, apart
             if config.diversity:
                 terms["g_diversity"] = config.diversity, diversity_penalty(fake, config.diversity_below)
+            if config.spread and players.head is not None:
+                with torch.no_grad():
+                    true = players.head.maps(part.real, players.dtype)
+                lack = spread_penalty(players.head.maps(fake, players.dtype), true)
+                terms["g_spread"] = config.spread, lack
             self._backward(step, "g_loss", terms, len(parts))
             part.fake = fake.detach()
         players.descend("generator", clip=config.clip_g)
