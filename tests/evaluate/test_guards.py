@@ -160,6 +160,12 @@ def test_a_test_that_chose_the_checkpoint():
     assert found(chosen_on="val") == {}
 
 
+def test_an_encoder_that_trained_the_generator_is_no_neutral_judge():
+    through = {"learned_through": ("tissue-tiny",)}
+    assert found(encoders=("tissue-tiny", "colour"), **through) == {"the judge took part": "warning"}
+    assert found(encoders=("colour",), **through) == {} and found(encoders=("tissue-tiny",)) == {}
+
+
 def test_the_worst_comes_first():
     theirs = synthetic(("ADI",), format="JPEG")
     theirs.loc[0, "reference"] = "test-ADI-0"

@@ -64,6 +64,10 @@ class Facts:
     """What else than the label the generator was given, in words."""
     chosen_on: str = ""
     """Split on which the generator's checkpoint or settings were chosen, if that is recorded."""
+    encoders: Sequence[str] = ()
+    """Encoders on whose features the scores are taken."""
+    learned_through: Sequence[str] = ()
+    """Encoders that took part in the generator's training."""
     traces: Mapping[str, float] = field(default_factory=dict)
     """Share of the "real" and of the "synthetic" tiles whose pixels show JPEG compression, where measured."""
 
@@ -295,9 +299,18 @@ def chosen_on_test(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) ->
     return [Finding("chosen on the test", "strong", text, "Choose on validation tiles.")]
 
 
+def judge_took_part(real: pd.DataFrame, synthetic: pd.DataFrame, facts: Facts) -> list[Finding]:
+    """A generator that learned to please an encoder pleases it more than it pleases others."""
+    both = [name for name in facts.encoders if name in facts.learned_through]
+    if not both:
+        return []
+    text = f"The generator was trained through {_some(both)}, so scores on these features are flattered."
+    return [Finding("the judge took part", "warning", text, "Read those of another encoder (--encoder) too.")]
+
+
 GUARDS: tuple[Callable[[pd.DataFrame, pd.DataFrame, Facts], list[Finding]], ...] = (
-    not_real, same_tiles, conditioning, chosen_on_test, training_set, formats, enlarged, staining, few_patients,
-    missing_classes, unequal_numbers, prior,
+    not_real, same_tiles, conditioning, chosen_on_test, judge_took_part, training_set, formats, enlarged, staining,
+    few_patients, missing_classes, unequal_numbers, prior,
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def describe_data(tileset: TileSet, splits: Mapping[str, TileArray], size: int) 
 
 
 def generator_warnings(
-    described: Mapping[str, Mapping[str, Any]], tileset: TileSet, size: int, from_base: bool
+    described: Mapping[str, Mapping[str, Any]], tileset: TileSet, size: int, from_base: bool, encoder: str
 ) -> list[str]:
     """What weakens the answer, of the generators and of the tiles' files."""
     warnings = []
@@ -81,6 +81,12 @@ def generator_warnings(
                 f"{one['title']} was stopped by the clock at step {one['steps']} of {one['planned_steps']}, so another "
                 f"run may give other figures; a run with --generator-steps.{name} {one['steps']} can be repeated."
             )
+    flattered = [str(one["title"]) for one in described.values() if encoder in (one.get("learned_through") or ())]
+    if flattered:
+        warnings.append(
+            f"{' and '.join(flattered)} was trained through {encoder}, whose features give the fidelity scores here: "
+            "they are flattered. histosynth evaluate takes them on other features too."
+        )
     if from_base:
         text = "The generators start from weights trained on simulated tissue (shipped with histosynth)."
         if tileset.meta.get("simulated"):

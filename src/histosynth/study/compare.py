@@ -145,7 +145,8 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
             "seed": config.seed,
             "minutes": config.minutes,
             "data": describe_data(tileset, splits, config.size),
-            "warnings": warnings + generator_warnings(described, tileset, config.size, config.init == "base"),
+            "warnings": warnings
+            + generator_warnings(described, tileset, config.size, config.init == "base", config.encoder),
             "generators": described,
             "fidelity": judged,
             "utility": {"protocol": protocol(classifier, result["arms"], seeds, splits["test"]), **result},
@@ -264,6 +265,7 @@ def _make(
         **{k: card.get(k) for k in ("parameters", "trainable", "steps", "init", "licence", "parents")},
         "planned_steps": plan.generator_steps[one.name],
         "stopped_by_clock": bool(card.get("stopped_by_clock")),
+        "learned_through": TileSet.open(made).meta.get("learned_through") or [],
         "synthetic_per_class": dict.fromkeys(present, plan.synthetic_per_class),
         "checkpoint": sha256_file(checkpoint),
         "cost": {

@@ -173,6 +173,7 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
         training_data=card.get("data", ""),
         generator_parents=card.get("parents") or [],
         sampling=sampling,
+        learned_through=sorted({one["name"] for one in (card.get("encoders") or {}).values()}),
         conditioned_on=f"features of {bank} of its training tiles" if bank else "",
     )
 

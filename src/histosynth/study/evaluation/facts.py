@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def generator_card(synthetic: TileSet, checkpoint: Path | None) -> dict[str, Any
     return card
 
 
-def facts(real: TileSet, synthetic: TileSet, sides: Sides, size: int, card: dict[str, Any]) -> guards.Facts:
+def facts(
+    real: TileSet, synthetic: TileSet, sides: Sides, size: int, card: dict[str, Any], encoders: Sequence[str]
+) -> guards.Facts:
     trained = dict(card.get("trained_on") or synthetic.meta.get("trained_on") or {})
     counts = trained.get("per_class") or trained.get("classes") or {}
     made_at = card.get("size") or synthetic.meta.get("size")
@@ -52,6 +55,8 @@ def facts(real: TileSet, synthetic: TileSet, sides: Sides, size: int, card: dict
         real_test=sides.test.digest() if made_at == size else "",
         conditioning=given or str(synthetic.meta.get("conditioned_on") or ""),
         chosen_on=str(card.get("chosen_on") or synthetic.meta.get("chosen_on") or ""),
+        encoders=encoders,
+        learned_through=list(synthetic.meta.get("learned_through") or ()),
         traces={"real": _traces(real, "test"), "synthetic": _traces(synthetic, None)},
     )
 

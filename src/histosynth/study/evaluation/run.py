@@ -112,7 +112,9 @@ def evaluate_sets(real: TileSet, synthetic: TileSet, config: EvaluateConfig, com
     with Run.open(config.out, "evaluate", settings, parents=[real.digest, synthetic.digest]) as run:
         sides = _sides(real, synthetic, size, config)
         card = evaluation_facts.generator_card(synthetic, config.checkpoint)
-        facts = evaluation_facts.facts(real, synthetic, sides, size, card)
+        facts = evaluation_facts.facts(
+            real, synthetic, sides, size, card, [asked.partition("=")[0] for asked in config.encoder]
+        )
         found = guards.inspect(real.kept, synthetic.kept, facts)
         _refuse(found, config.strict)
         report: dict[str, Any] = {
