@@ -30,6 +30,7 @@ from torch import Tensor
 
 from histosynth.core.device import describe_device
 from histosynth.core.seeds import torch_generator
+from histosynth.diffusion.conditions import Teller
 from histosynth.diffusion.model import LatentDiffusion, load_model
 from histosynth.diffusion.precision import half_type
 from histosynth.diffusion.sample import DiffusionGenerator
@@ -49,9 +50,7 @@ class Told(torch.nn.Module):
 
     def forward(self, latents: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any, **rest: Any) -> Any:
         pooled = {"pooled": encoder_hidden_states.mean(dim=1)}
-        return self.network(
-            latents, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=pooled, **rest
-        )  # fmt: skip
+        return self.network(latents, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=pooled, **rest)
 
 
 class FirstStage(torch.nn.Module):
@@ -91,13 +90,14 @@ class Stock:
         return (made.images * 255).round().astype(np.uint8)
 
 
-def contexts(generator: DiffusionGenerator, labels: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
+def contexts(model: LatentDiffusion, labels: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
     """Told and untold, as the generator makes them."""
-    told = generator._request(labels, seeds, {}).told
-    embeddings = torch.stack([t.embedding for t in told if t.embedding is not None])
+    tell = Teller(model.bank, model.classes, "bank")
+    drawn = [tell(label, seed).embedding for label, seed in zip(labels, seeds, strict=True)]
+    embeddings = torch.stack([e for e in drawn if e is not None])
     with torch.no_grad():
-        context = context_of(generator.model, embeddings, torch.tensor(labels), torch.ones(len(told), dtype=torch.bool))
-        return context, generator.model.conditioner.untold(len(told)).contiguous()
+        context = context_of(model, embeddings, torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool))
+        return context, model.conditioner.untold(len(labels)).contiguous()
 
 
 def best(run: Callable[[], Any], seconds: dict[str, float], name: str, tiles: int) -> None:
@@ -128,7 +128,7 @@ def main() -> None:
     labels = [k % len(model.classes) for k in range(count)]
     seeds = list(range(count))
     noise = torch.stack([torch.randn(model.backbone.latent, generator=torch_generator(s)) for s in seeds])
-    told, untold = contexts(ours["fp32"], labels, seeds)
+    told, untold = contexts(model, labels, seeds)
 
     def batch(generator: DiffusionGenerator, n: int) -> Tensor:
         return torch.cat(
