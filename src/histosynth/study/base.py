@@ -80,7 +80,10 @@ def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
     from histosynth.gan.train import GanConfig, train_gan
     from histosynth.gan.transfer import export_base
 
-    settings = GanConfig(size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none")
+    # no penalty on a shared layout: the weights that ship were made before there was one
+    settings = GanConfig(
+        size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none", spread=0.0
+    )
     return export_base(train_gan(tiles, settings, folder, device=config.device), _asset(config, "gan-base"))
 
 
