@@ -123,15 +123,11 @@ class PathologyHead(nn.Module):
         """
         if labels is not None and len(labels) != len(images):
             raise DataError(f"There are {len(images)} tiles and {len(labels)} labels.", "Give one for each tile.")
-        seen = self._see(images, dtype)
+        seen = self.see(images, dtype)
         seen = [x * scale for x, scale in zip(seen, self.scales.to(dtype), strict=True)]
         if self.mixing is not None:
             seen = self.mixing(seen)
         return torch.cat([judge(x, labels) for judge, x in zip(self.judges, seen, strict=True)], dim=1)
-
-    def maps(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """What the encoder shows of images [N, 3, S, S] in [-1, 1]: [N, C, h, w] each, with gradients to the images."""
-        return self._see(images, dtype)
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
@@ -140,10 +136,11 @@ class PathologyHead(nn.Module):
         tissue-tiny does not need it; the features of other encoders may be a hundred times larger or smaller than the
         steps in which the head learns.
         """
-        energy = [x.float().square().mean() for x in self._see(images, torch.float32)]
+        energy = [x.float().square().mean() for x in self.see(images, torch.float32)]
         self.scales.copy_(torch.stack(energy).clamp_min(1e-12).rsqrt())
 
-    def _see(self, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    def see(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """What the encoder shows of images [N, 3, S, S] in [-1, 1]: [N, C, h, w] each, with gradients to the images."""
         half = dtype == torch.bfloat16
         # encoders refuse what looks like grey levels, and a young generator may go far beyond [-1, 1]
         images = images.float().clamp(-FAR, FAR)
@@ -159,7 +156,7 @@ class PathologyHead(nn.Module):
         images = (torch.rand(1, 3, size, size, generator=torch_generator(0, "pathology head", "probe")) - 0.5) * 2
         images.requires_grad_(True)
         with torch.enable_grad():
-            seen = self._see(images, torch.float32)
+            seen = self.see(images, torch.float32)
             total = torch.stack([x.float().square().mean() for x in seen]).sum()
             gradient = torch.autograd.grad(total, images)[0] if total.requires_grad else None
         if gradient is None or not gradient.any():

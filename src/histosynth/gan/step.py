@@ -130,8 +130,8 @@ class TrainingStep:
                 terms["g_diversity"] = config.diversity, diversity_penalty(fake, config.diversity_below)
             if config.spread and players.head is not None:
                 with torch.no_grad():
-                    true = players.head.maps(part.real, players.dtype)
-                lack = spread_penalty(players.head.maps(fake, players.dtype), true)
+                    true = players.head.see(part.real, players.dtype)
+                lack = spread_penalty(players.head.see(fake, players.dtype), true)
                 terms["g_spread"] = config.spread, lack
             self._backward(step, "g_loss", terms, len(parts))
             part.fake = fake.detach()
