@@ -53,6 +53,9 @@ class ClassifierConfig:
     """Probability taken from the true class and spread over all classes."""
     sampling: Sampling = "balanced"
     """balanced: every class the same share of a batch; natural: as they come."""
+    share: float | None = None
+    """Share of synthetic tiles (sources above 0) in what is seen of a class that has both; with balanced sampling.
+    None: every source of a class the same share."""
     average: float = 0.9
     """Decay of the moving average of the weights, which is what is kept (0 = the last weights)."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -75,6 +78,10 @@ class ClassifierConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingError(f"{name} is {value}.", f"Use a number from {low:g} to {high:g}.")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise SettingError(f"share is {self.share}.", "Use a number from 0 to 1, or leave it out.")
+        if self.share is not None and self.sampling != "balanced":
+            raise SettingError(f"share is {self.share}, but sampling is {self.sampling!r}.", "Use sampling balanced.")
         for name, known in (
             ("augment", ("none", "classical")),
             ("sampling", ("balanced", "natural")),
@@ -304,6 +311,7 @@ def _batch(
         sampling=config.sampling,
         seed=derive(seed, "batches"),
         augment=classical,
+        **({} if config.share is None else {"share": config.share}),
     )
     images = batch.images.to(where).float()
     targets = nn.functional.one_hot(batch.labels, len(train.classes)).float().to(where)
