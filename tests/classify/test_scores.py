@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from histosynth.classify.calibrate import softmax
+from histosynth.classify.calibration import softmax
 from histosynth.classify.scores import (
     accuracy,
     auroc,

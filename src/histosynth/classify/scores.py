@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from histosynth.classify import calibrate
+from histosynth.classify import calibration
 from histosynth.core.errors import DataError
 
 
@@ -81,12 +81,12 @@ def scores(probs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> dict[str
     probs, y = np.asarray(probs, dtype=np.float64), np.asarray(y)
     if probs.ndim != 2 or probs.shape[1] != len(classes):
         raise DataError(f"probs have shape {probs.shape} for {len(classes)} classes.", "Give one column a class.")
-    calibration = {
-        "ece": calibrate.ece(probs, y),
-        "ece_mass": calibrate.ece(probs, y, scheme="mass"),
-        "classwise_ece": calibrate.classwise_ece(probs, y),
-        "brier": calibrate.brier(probs, y),
-        "nll": calibrate.nll(probs, y),
+    calibrated = {
+        "ece": calibration.ece(probs, y),
+        "ece_mass": calibration.ece(probs, y, scheme="mass"),
+        "classwise_ece": calibration.classwise_ece(probs, y),
+        "brier": calibration.brier(probs, y),
+        "nll": calibration.nll(probs, y),
     }
     matrix = confusion_matrix(y, probs.argmax(axis=1), len(classes))
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
@@ -118,7 +118,7 @@ def scores(probs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> dict[str
         "balanced_accuracy": float(balanced_accuracy(matrix)),
         "macro_f1": float(macro_f1(matrix)),
         "auroc": float(np.mean(known)) if known else None,
-        **calibration,
+        **calibrated,
         "per_class": per_class,
         "confusion": matrix.tolist(),
         "undefined": undefined,

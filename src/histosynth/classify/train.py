@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histosynth.classify import augment, calibrate, network, scores
+from histosynth.classify import augment, calibration, network, scores
 from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
 from histosynth.core.device import pick_device
 from histosynth.core.errors import DataError, RunError, SettingError
@@ -355,7 +355,7 @@ def _look(result: Classifier, val: TileArray) -> dict[str, float]:
     probs = result.probabilities(np.asarray(val.images)).numpy()
     matrix = scores.confusion_matrix(val.labels, probs.argmax(axis=1), len(val.classes))
     return {
-        "val_nll": calibrate.nll(probs, val.labels),
+        "val_nll": calibration.nll(probs, val.labels),
         "val_balanced_accuracy": float(scores.balanced_accuracy(matrix)),
     }
 
@@ -368,7 +368,7 @@ def _temperature(result: Classifier, val: TileArray) -> tuple[float, list[str]]:
         return 1.0, [f"Not calibrated (temperature 1): validation has {found}; it {needed}."]
     logits = result.logits(np.asarray(val.images)).numpy()
     flawless = bool((logits.argmax(axis=1) == val.labels).all())
-    fit = calibrate.fit_temperature(logits, val.labels, smoothing=1 / (len(val) + 2) if flawless else 0.0)
+    fit = calibration.fit_temperature(logits, val.labels, smoothing=1 / (len(val) + 2) if flawless else 0.0)
     notes = []
     if flawless:
         notes.append("Every validation tile is right, so the temperature was fitted to smoothed targets.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from histosynth.classify.calibrate import reliability_bins, softmax
+from histosynth.classify.calibration import reliability_bins, softmax
 from histosynth.classify.scores import scores
 from histosynth.classify.train import ClassifierConfig, train_classifier
 from histosynth.core.files import atomic_path, read_json, write_json

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from histosynth.classify.calibrate import (
+from histosynth.classify.calibration import (
     brier,
     classwise_ece,
     ece,
