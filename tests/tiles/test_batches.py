@@ -103,3 +103,50 @@ def test_members_are_the_positions_of_each_class_and_source():
         2: {0: [2, 3, 4]},
     }
     assert tiles([0]).members == {}
+
+
+def real_and_made():
+    return tiles([5, 3, 4]).joined(tiles([40, 40, 0], prefix="s")).joined(tiles([0, 30, 0], prefix="u"))
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.25, 0.5, 0.7, 1])
+@pytest.mark.parametrize("batch_size", [7, 24])
+def test_any_stretch_of_a_class_has_its_share_of_synthetic_tiles(share, batch_size):
+    joined = real_and_made()
+    source = dict(zip(joined.ids, joined.sources, strict=True))
+    seen = {0: [], 1: [], 2: []}
+    for k in range(60):
+        batch = batch_at(joined, k, batch_size=batch_size, share=share, seed=3)
+        for label, name in zip(batch.labels.tolist(), batch.ids, strict=True):
+            seen[label].append(source[name])
+    for label in (0, 1):
+        made = np.cumsum(np.array(seen[label]) > 0)
+        assert np.abs(made - share * np.arange(1, len(made) + 1)).max() <= 1
+        assert abs(made[30] - made[10] - share * 20) <= 1
+    assert set(seen[2]) == {0}, "a class without synthetic tiles shows its real ones"
+    first, second = (seen[1].count(s) for s in (1, 2))
+    assert abs(first - second) <= 1, "the generators share evenly"
+    assert seen[0].count(2) == 0
+
+
+def test_a_share_changes_how_often_real_tiles_come_but_not_their_order():
+    joined, real = real_and_made(), tiles([5, 3, 4])
+
+    def order(array, **settings):
+        """The real tiles of the first class, as they come."""
+        names = [n for k in range(100) for n in batch_at(array, k, batch_size=6, **settings).ids]
+        return [n for n in names if n in real.ids[:5]]
+
+    plain = order(real)
+    for share in (0.25, 0.75):
+        mixed = order(joined, share=share)
+        assert 20 < len(mixed) < len(plain) and mixed == plain[: len(mixed)]
+    assert order(real, share=0.5) == plain, "without synthetic tiles a share changes nothing"
+
+
+def test_a_share_outside_of_its_range_is_named():
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(SettingError, match="share is"):
+            batch_at(real_and_made(), 0, batch_size=4, share=share)
+    with pytest.raises(SettingError, match="natural sampling"):
+        batch_at(real_and_made(), 0, batch_size=4, share=0.5, sampling="natural")

@@ -90,7 +90,10 @@ class TileArray:
         )
 
     def joined(self, other: TileArray) -> TileArray:
-        """These tiles (source 0) followed by those of `other` (source 1), of the same classes and size.
+        """These tiles followed by those of `other`, of the same classes and size.
+
+        These tiles keep their sources (0 if they have none); those of `other` become the next source. Groups
+        are dropped.
 
         Raises:
             DataError: other classes or another size.
@@ -101,12 +104,13 @@ class TileArray:
                 f"{other.classes}, {other.size} px.",
                 "Import both with the same classes and size.",
             )
+        own = np.zeros(len(self), np.int64) if self.sources is None else self.sources
         return TileArray(
             np.concatenate([self.images, other.images]),
             np.concatenate([self.labels, other.labels]),
             [*self.ids, *other.ids],
             self.classes,
-            sources=np.repeat([0, 1], [len(self), len(other)]),
+            sources=np.concatenate([own, np.full(len(other), own.max(initial=0) + 1)]),
         )
 
     def digest(self) -> str:
@@ -136,6 +140,7 @@ def batch_at(
     sampling: Sampling = "balanced",
     seed: int = 0,
     augment: bool = True,
+    share: float | None = None,
 ) -> Batch:
     """Training batch number `step`.
 
@@ -144,16 +149,23 @@ def batch_at(
             class the same share of it; "natural" follows the counts. Within a class (or the whole set)
             tiles come in a new random order every pass, so every tile is seen equally often.
         augment: a random flip and quarter turn a tile, the eight symmetries of a tile of tissue.
+        share: of what is drawn of a class, the part that comes from sources above 0, evenly among them; a class
+            that has tiles on one side only is drawn from there. None: every source the same share. The tiles of
+            source 0 come in the same order for every share.
 
     Raises:
         DataError: the array is empty.
-        SettingError: an unknown `sampling`.
+        SettingError: an unknown `sampling`, or a share outside of 0 to 1 or with natural sampling.
     """
     import torch
 
     if len(array) == 0:
         raise DataError("The training set has no tile.", "Check the split and the quality filter.")
-    indices = _indices_at(array, step, batch_size, sampling, seed)
+    if share is not None and not (0 <= share <= 1 and sampling == "balanced"):
+        raise SettingError(
+            f"share is {share}, with {sampling} sampling.", "Use 0 to 1 with balanced sampling, or leave it out."
+        )
+    indices = _indices_at(array, step, batch_size, sampling, seed, share)
     images = torch.from_numpy(np.ascontiguousarray(array.images[indices]))
     if augment:
         turns = numpy_rng(seed, "symmetry", step).integers(0, 8, size=batch_size)
@@ -180,7 +192,9 @@ def turned(images: torch.Tensor, which: np.ndarray) -> torch.Tensor:
     return result
 
 
-def _indices_at(array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int) -> np.ndarray:
+def _indices_at(
+    array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int, share: float | None
+) -> np.ndarray:
     start = step * batch_size
     positions = np.arange(start, start + batch_size)
     if sampling == "natural":
@@ -200,11 +214,30 @@ def _indices_at(array: TileArray, step: int, batch_size: int, sampling: Sampling
     indices = np.empty(batch_size, dtype=np.int64)
     for label in np.unique(picked).tolist():
         kinds = members[label]
-        for turn, (kind, tiles) in enumerate(kinds.items()):  # the sources of a class take turns
-            here = (picked == label) & (rounds % len(kinds) == turn)
-            passes = rounds[here] // len(kinds)
-            indices[here] = tiles[walk(len(tiles), passes, seed, f"class {label} source {kind}")]
+        own = picked == label
+        turns, draws = _turns(rounds[own], list(kinds), share, label, seed)
+        found = np.empty(len(turns), dtype=np.int64)
+        for kind, tiles in kinds.items():
+            here = turns == kind
+            found[here] = tiles[walk(len(tiles), draws[here], seed, f"class {label} source {kind}")]
+        indices[own] = found
     return indices
+
+
+def _turns(
+    rounds: np.ndarray, kinds: list[int], share: float | None, label: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whose turn it is in these rounds of a class, and how often that source has been drawn from before."""
+    others = [k for k in kinds if k > 0]
+    if share is None or len(others) in (0, len(kinds)):  # the sources take turns
+        return np.array(kinds)[rounds % len(kinds)], rounds // len(kinds)
+    # the fractional parts of start + round * share: over any stretch the drawn share is within one draw of the
+    # wanted one. Classes start at their own place, so that they do not all turn to synthetic tiles in one round
+    start = numpy_rng(seed, "share", label).random()
+    before = np.floor(start + rounds * share).astype(np.int64)
+    made = np.floor(start + (rounds + 1) * share).astype(np.int64) > before
+    turns = np.where(made, np.array(others)[before % len(others)], 0)
+    return turns, np.where(made, before // len(others), rounds - before)
 
 
 def walk(count: int, positions: np.ndarray, seed: int, name: str) -> np.ndarray:
