@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.study.statistics import intervals, paired_bootstrap, verdict
+from histosynth.study.statistics import holm, intervals, paired_bootstrap, verdict
 
 _CLASSES = 4
 
@@ -188,3 +188,38 @@ def test_intervals_of_one_arm_hold_its_scores():
         assert low < truth.mean() < high and high - low < 0.25
     one = np.zeros(len(y), dtype=int)
     assert intervals(y, a, one, ["accuracy"], seed=0) == {"accuracy": (None, None)}
+
+
+@given(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2), st.floats(0.001, 0.1))
+def test_with_a_margin_the_word_and_what_is_ruled_out_agree_with_the_interval(one, other, margin):
+    low, high = sorted((one, other))
+    row = {"mean": (low + high) / 2, "low": low, "high": high, "level": 0.95, "metric": "balanced_accuracy"}
+    counts = {"tiles": 90, "patients": 12, "seeds": 3}
+    spoken, plain = verdict(row | counts, name="GAN", margin=margin), verdict(row | counts, name="GAN")
+    inside = -margin < low and high < margin
+    assert spoken.word == ("no relevant difference" if inside and plain.word == "no evidence" else plain.word)
+    assert ("smaller than" in spoken.sentence) == inside
+    assert ("Ruled out" in spoken.sentence) == (spoken.word == "no evidence")
+    assert ("gain may be as small" in spoken.sentence) == (spoken.word == "helps" and not inside)
+
+
+def test_sentences_with_a_margin():
+    row = {"metric": "balanced_accuracy", "level": 0.95, "tiles": 412, "patients": 53, "seeds": 3}
+
+    def said(mean, low, high):
+        return verdict(row | {"mean": mean, "low": low, "high": high}, name="GAN", margin=0.02).sentence
+
+    assert said(0.01, -0.02, 0.04).endswith(
+        "Ruled out: a gain of more than 4 points, and a loss of more than 2 points."
+    )
+    assert said(0.001, -0.012, 0.014).startswith("GAN makes no relevant difference to balanced accuracy: +0.1 points,")
+    assert said(0.001, -0.012, 0.014).endswith("Whatever the effect, it is smaller than 2 points.")
+    assert said(0.041, 0.01, 0.07).endswith("The gain may be as small as 1 point.")
+    assert said(-0.041, -0.07, -0.012).endswith("The loss may be as small as 1.2 points.")
+    assert said(0.008, 0.002, 0.015).startswith("GAN helps:") and "smaller than 2 points" in said(0.008, 0.002, 0.015)
+
+
+def test_holm():
+    # by hand: 0.01 x 4, 0.02 x 3, then never less than the one before
+    assert holm([0.02, 0.01, None, 0.03, 0.9]) == pytest.approx([0.06, 0.04, None, 0.06, 0.9], nan_ok=True)
+    assert holm([]) == [] and holm([0.7, 0.8]) == [1.0, 1.0]
