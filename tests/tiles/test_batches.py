@@ -129,6 +129,12 @@ def test_any_stretch_of_a_class_has_its_share_of_synthetic_tiles(share, batch_si
     assert seen[0].count(2) == 0
 
 
+def test_half_beside_one_generator_is_taking_turns():
+    joined = tiles([4, 30]).joined(tiles([200, 20], prefix="s"))
+    for k in range(30):
+        assert batch_at(joined, k, batch_size=9, share=0.5).ids == batch_at(joined, k, batch_size=9).ids
+
+
 def test_a_share_changes_how_often_real_tiles_come_but_not_their_order():
     joined, real = real_and_made(), tiles([5, 3, 4])
 

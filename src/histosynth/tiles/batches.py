@@ -215,7 +215,7 @@ def _indices_at(
     for label in np.unique(picked).tolist():
         kinds = members[label]
         own = picked == label
-        turns, draws = _turns(rounds[own], list(kinds), share, label, seed)
+        turns, draws = _turns(rounds[own], list(kinds), share)
         found = np.empty(len(turns), dtype=np.int64)
         for kind, tiles in kinds.items():
             here = turns == kind
@@ -224,18 +224,15 @@ def _indices_at(
     return indices
 
 
-def _turns(
-    rounds: np.ndarray, kinds: list[int], share: float | None, label: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _turns(rounds: np.ndarray, kinds: list[int], share: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Whose turn it is in these rounds of a class, and how often that source has been drawn from before."""
     others = [k for k in kinds if k > 0]
     if share is None or len(others) in (0, len(kinds)):  # the sources take turns
         return np.array(kinds)[rounds % len(kinds)], rounds // len(kinds)
-    # the fractional parts of start + round * share: over any stretch the drawn share is within one draw of the
-    # wanted one. Classes start at their own place, so that they do not all turn to synthetic tiles in one round
-    start = numpy_rng(seed, "share", label).random()
-    before = np.floor(start + rounds * share).astype(np.int64)
-    made = np.floor(start + (rounds + 1) * share).astype(np.int64) > before
+    # like Bresenham's line: over any stretch the drawn share is within one draw of the wanted one, and a share of
+    # one half beside one generator is taking turns
+    before = np.floor(rounds * share).astype(np.int64)
+    made = np.floor((rounds + 1) * share).astype(np.int64) > before
     turns = np.where(made, np.array(others)[before % len(others)], 0)
     return turns, np.where(made, before // len(others), rounds - before)
 
