@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from histosynth.classify import augment, network
+from histosynth.classify import augment
 from histosynth.classify.scores import scores
 from histosynth.classify.train import Classifier, ClassifierConfig, train_classifier
 from histosynth.core.checkpoint import read_card, save_checkpoint
@@ -138,29 +138,14 @@ def test_settings_name_what_is_wrong():
         ClassifierConfig(steps=0)
     with pytest.raises(SettingError, match="augment is 'heavy'"):
         ClassifierConfig(augment="heavy")  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match=r"width 1\.0"):
-        network.build(3, size=64, width=0.5, weights="imagenet")
     with pytest.raises(SettingError, match="weights is 'auto!'"):
-        network.build(3, size=64, weights="auto!")  # type: ignore[arg-type]
-
-
-def test_imagenet_weights_are_taken_from_the_disk_and_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(network, "imagenet_file", lambda: tmp_path / "mobilenet_v2-0000.pth")
-    model, start = network.build(3, size=64, weights="auto")
-    assert start == "scratch"
-    # a stand-in in the published form: all tensors, and the file's own hash in its name
-    tensors = {k: torch.full_like(v, 0.25) for k, v in model.state_dict().items()}
-    torch.save(tensors, tmp_path / "plain.pth")
-    digest = network.hashlib.sha256((tmp_path / "plain.pth").read_bytes()).hexdigest()
-    good = (tmp_path / "plain.pth").rename(tmp_path / f"mobilenet_v2-{digest[:8]}.pth")
-    monkeypatch.setattr(network, "imagenet_file", lambda: good)
-    model, start = network.build(3, size=64, weights="auto")
-    assert start == "imagenet" and float(model.features[0][0].weight.detach().mean()) == 0.25
-    assert float(model.classifier[1].weight.detach().std()) > 0  # the head is ours
-    assert network.build(3, size=64, width=0.5, weights="auto")[1] == "scratch"
-    good.write_bytes(good.read_bytes() + b"x")
-    with pytest.raises(CheckpointError, match="damaged"):
-        network.build(3, size=64, weights="auto")
+        ClassifierConfig(weights="auto!")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="share is 0.5, but sampling"):
+        ClassifierConfig(share=0.5, sampling="natural")
+    with pytest.raises(SettingError, match="val-every"):
+        ClassifierConfig(patience=2)
+    with pytest.raises(SettingError, match="val-every"):
+        ClassifierConfig(schedule="plateau")
 
 
 def test_augmentation_is_seeded_bounded_and_differs_between_tiles():

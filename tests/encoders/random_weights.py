@@ -66,9 +66,9 @@ def small_file(name: str, folder: Path) -> Path:
 
 def classifier_file(folder: Path) -> Path:
     from histosynth.classify import network
-    from histosynth.classify.train import Classifier
+    from histosynth.classify.model import Classifier
 
-    model, start = network.build(3, size=64, weights="none")
+    model = network.build("mobilenet-v2", 3, size=64)
     card = {"config": {"width": 1.0, "depth": 1.0}}
-    made = Classifier(spread(model), ("A", "B", "C"), 64, initialisation=start, card=card)
+    made = Classifier(spread(model), ("A", "B", "C"), 64, card=card)
     return made.save(folder / "classifier.safetensors")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from histosynth.classify.train import Classifier
+from histosynth.classify.model import Classifier
 from histosynth.core.device import pick_device
+from histosynth.core.errors import CheckpointError
 from histosynth.encoders import card
 from histosynth.encoders.door import IMAGENET, Door
 from histosynth.encoders.frozen import FrozenEncoder, Precision
@@ -32,10 +33,14 @@ def load(device: str = "auto", weights: Path | None = None, precision: Precision
     """The encoder of a classifier's .safetensors file, at the tile size of its training.
 
     Raises:
-        CheckpointError: no file was given, or it is not a classifier.
+        CheckpointError: no file was given, or it is not a classifier of this kind.
     """
     path = require(card(NAME), weights)
     classifier = Classifier.load(path, device="cpu")
+    if classifier.architecture != NAME:
+        raise CheckpointError(
+            f"{path} is a classifier of kind {classifier.architecture!r}.", f"Give one of kind {NAME}."
+        )
     dim = classifier.model.last_channel
     made = replace(card(NAME), dim=dim, input_size=classifier.size)
     door = Door(classifier.size, "bilinear", *IMAGENET)

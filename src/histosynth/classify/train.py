@@ -1,185 +1,28 @@
-"""Train the classifier: the same steps in every arm; validation fits the temperature and chooses nothing."""
+"""Train a network: the same steps in every arm; by default validation fits the temperature and chooses nothing."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from histosynth.classify import augment, calibration, network, scores
-from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
-from histosynth.core.device import pick_device
-from histosynth.core.errors import DataError, RunError, SettingError
+from histosynth.classify.config import ClassifierConfig
+from histosynth.classify.kept import KeptWeights, Watch
+from histosynth.classify.model import Classifier, inspected, placed, temperature_of
+from histosynth.classify.weights import start
+from histosynth.core.checkpoint import load_state, save_state
+from histosynth.core.errors import CheckpointError, RunError, SettingError
 from histosynth.core.seeds import derive, torch_generator
-from histosynth.tiles.batches import Sampling, TileArray, batch_at
+from histosynth.tiles.batches import TileArray, batch_at
 
-_ENOUGH_TO_CALIBRATE = 20
-_TORCHVISION = "MobileNetV2 IMAGENET1K_V2 of torchvision (BSD-3-Clause; trained on ImageNet)"
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """How a classifier is trained."""
-
-    steps: int = 150
-    """Optimisation steps. The same in every arm: more tiles must not mean more training."""
-    batch: int = 32
-    """Tiles a step."""
-    lr: float = 1e-2
-    """Highest learning rate: a linear rise over the first quarter, then a cosine to zero."""
-    weight_decay: float = 0.05
-    """Of AdamW (decoupled)."""
-    width: float = 0.5
-    """Multiplier of MobileNetV2's channels. ImageNet weights exist for 1.0 only."""
-    depth: float = 0.25
-    """Multiplier of MobileNetV2's blocks a stage (at least one). ImageNet weights exist for 1.0 only."""
-    dropout: float = 0.1
-    """Before the last layer."""
-    weights: network.Weights = "auto"
-    """auto: ImageNet weights if they are on this disk and width and depth are 1.0; imagenet: insist and
-    download; none: from scratch."""
-    augment: Literal["none", "classical"] = "none"
-    """classical: flips, quarter turns, stain jitter in optical density, blur."""
-    mixup: float = 0.0
-    """Alpha of MixUp (0 = off). With label smoothing it makes a network under-confident; the temperature
-    mends that."""
-    label_smoothing: float = 0.1
-    """Probability taken from the true class and spread over all classes."""
-    sampling: Sampling = "balanced"
-    """balanced: every class the same share of a batch; natural: as they come."""
-    share: float | None = None
-    """Share of synthetic tiles (sources above 0) in what is seen of a class that has both; with balanced sampling.
-    None: every source of a class the same share."""
-    average: float = 0.9
-    """Decay of the moving average of the weights, which is what is kept (0 = the last weights)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is for GPUs and CPUs with matrix units; elsewhere it is slower."""
-    val_every: int = 0
-    """Look at the validation tiles every so many steps, for the learning curve only (0 = never)."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("steps", 1, math.inf),
-            ("batch", 2, math.inf),
-            ("lr", 1e-12, math.inf),
-            ("weight_decay", 0, math.inf),
-            ("dropout", 0, 0.99),
-            ("mixup", 0, math.inf),
-            ("label_smoothing", 0, 0.99),
-            ("average", 0, 0.9999),
-            ("val_every", 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SettingError(f"{name} is {value}.", f"Use a number from {low:g} to {high:g}.")
-        if self.share is not None and not 0 <= self.share <= 1:
-            raise SettingError(f"share is {self.share}.", "Use a number from 0 to 1, or leave it out.")
-        if self.share is not None and self.sampling != "balanced":
-            raise SettingError(f"share is {self.share}, but sampling is {self.sampling!r}.", "Use sampling balanced.")
-        for name, known in (
-            ("augment", ("none", "classical")),
-            ("sampling", ("balanced", "natural")),
-            ("precision", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in known:
-                raise SettingError(f"{name} is {getattr(self, name)!r}.", f"Use {' or '.join(known)}.")
-
-
-@dataclass(eq=False)
-class Classifier:
-    """A trained classifier. The one that is evaluated is the one that `save` writes.
-
-    Attributes:
-        model: the network, in evaluation mode.
-        classes: names, in the order of the outputs.
-        size: edge length that tiles are brought to, pixels.
-        temperature: fitted on validation; `probabilities` divides by it.
-        initialisation: "imagenet" or "scratch".
-        notes: what was unusual in the data or the calibration.
-        card: what the checkpoint's header says beside the above.
-        history: step, loss and, where looked at, val_nll and val_balanced_accuracy.
-    """
-
-    model: nn.Module
-    classes: tuple[str, ...]
-    size: int
-    temperature: float = 1.0
-    initialisation: network.Initialisation = "scratch"
-    notes: tuple[str, ...] = ()
-    card: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    @torch.inference_mode()
-    def logits(self, images: Tensor | np.ndarray, batch_size: int = 128) -> Tensor:
-        """uint8 [N, 3, H, W] -> float32 [N, K] on the CPU, without temperature.
-
-        Tiles of another size are resized (bilinear, antialiased) to `size`.
-
-        Raises:
-            DataError: not uint8 [N, 3, H, W].
-        """
-        images = torch.as_tensor(images)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise DataError(
-                f"Tiles have shape {tuple(images.shape)} and type {images.dtype}.", "Give uint8 [N, 3, H, W]."
-            )
-        device = next(self.model.parameters()).device
-        self.model.eval()
-        parts = [torch.zeros(0, len(self.classes))]
-        for start in range(0, len(images), batch_size):
-            tiles = images[start : start + batch_size].to(device).float()
-            if tiles.shape[-2:] != (self.size, self.size):
-                tiles = nn.functional.interpolate(
-                    tiles, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
-                )
-            parts.append(self.model(network.normalise(tiles)).float().cpu())
-        return torch.cat(parts)
-
-    def probabilities(self, images: Tensor | np.ndarray, batch_size: int = 128) -> Tensor:
-        """uint8 [N, 3, H, W] -> float64 [N, K] on the CPU, calibrated: rows sum to 1."""
-        return torch.softmax(self.logits(images, batch_size).double() / self.temperature, dim=1)
-
-    def save(self, path: Path | str) -> Path:
-        """Write weights, temperature and card to a .safetensors file."""
-        card = {
-            **self.card,
-            "kind": "classifier",
-            "classes": list(self.classes),
-            "size": self.size,
-            "temperature": self.temperature,
-            "initialisation": self.initialisation,
-            "notes": list(self.notes),
-        }
-        return save_checkpoint(path, self.model.state_dict(), card)
-
-    @classmethod
-    def load(cls, path: Path | str, *, device: str = "auto") -> Classifier:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: missing, damaged, or not a classifier.
-        """
-        tensors, card = load_checkpoint(path)
-        require_kind(card, "classifier", path)
-        config = card["config"]
-        model, _ = network.build(len(card["classes"]), size=card["size"], width=config["width"], depth=config["depth"])
-        model.load_state_dict(tensors)
-        model = _placed(model, device).eval()
-        return cls(
-            model,
-            tuple(card["classes"]),
-            card["size"],
-            card["temperature"],
-            card["initialisation"],
-            tuple(card["notes"]),
-            card,
-        )
+_SAVE_EVERY_S = 30.0
 
 
 def train_classifier(
@@ -190,51 +33,52 @@ def train_classifier(
     seed: int,
     tick: Callable[[], object] | None = None,
     device: str = "auto",
+    architecture: str = "mobilenet-v2",
+    state: Path | None = None,
 ) -> Classifier:
     """Train for `config.steps` steps, keep the averaged weights, fit the temperature on `val`.
 
-    Validation chooses nothing: the schedule ends at a learning rate of zero and the moving average of the
-    weights is kept. Picking the best step on a few validation tiles would add noise to every arm, reward
-    arms by luck, and use up the tiles on which the temperature must be honest. Two trainings with the same
-    seed begin with the same weights, which makes arms comparable in pairs; on one machine with one number
-    of threads they give the same logits.
+    By default validation chooses nothing: the schedule ends at a learning rate of zero and the moving average of
+    the weights is kept. Picking the best step on a few validation tiles would add noise to every arm, reward arms
+    by luck, and use up the tiles on which the temperature must be honest. Two trainings with the same seed begin
+    with the same weights, which makes arms comparable in pairs; on one machine with one number of threads they
+    give the same logits (`core.pool.one_thread` makes the number of threads the same everywhere).
 
     Args:
         train: tiles to learn from. A class without tiles stays in the label space and is named in `notes`.
         val: tiles to fit the temperature on; may be empty (temperature 1, named in `notes`).
         seed: of the weights, the batches and the augmentation.
         tick: called without arguments after every step (the tick of a progress bar will do).
+        architecture: a name in `network.ARCHITECTURES`.
+        state: file that keeps what is needed to go on after a kill, to the same weights; none is kept by default.
 
     Raises:
         DataError: no tile, tiles of one class only, or `val` with other classes than `train`.
-        SettingError: weights that do not exist for this network.
-        RunError: the loss is no longer a number.
+        SettingError: weights that do not exist for this network, or an unknown architecture.
+        RunError: the loss is no longer a number, or `state` is of another training.
     """
-    notes = _inspected(train, val)
+    notes = inspected(train, val)
+    if (config.patience or config.schedule == "plateau") and not len(val):
+        raise SettingError("There is no validation tile to look at.", "Set patience 0 and schedule cosine.")
+    shape = {"size": train.size, "width": config.width, "depth": config.depth}
     # fork, so that training in the middle of a caller's program leaves its random numbers alone
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "init"))
-        model, initialisation = network.build(
-            len(train.classes),
-            size=train.size,
-            width=config.width,
-            depth=config.depth,
-            dropout=config.dropout,
-            weights=config.weights,
-        )
-        model = _placed(model, device)
-        result = Classifier(model, train.classes, train.size, initialisation=initialisation)
-        _optimise(result, train, val, config, seed, tick)
-    result.temperature, unusual = _temperature(result, val)
-    result.notes = (*notes, *unusual)
+        model = network.build(architecture, len(train.classes), dropout=config.dropout, **shape)
+        initialisation, parents = start(model, architecture, config.weights, **shape)
+        model = placed(model, device)
+        result = Classifier(model, train.classes, train.size, architecture, initialisation=initialisation)
+        done, stopped = _optimise(result, train, val, config, seed, tick, state)
+    result.temperature, unusual = temperature_of(result.logits, val)
+    result.notes = (*notes, *([f"Stopped at step {done}: {stopped}."] if stopped else []), *unusual)
     result.card = {
-        "name": "mobilenet_v2",
+        "name": architecture,
         "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": config.steps,
+        "steps": done,
         "seed": seed,
         "licence": "Apache-2.0",
-        "parents": [_TORCHVISION] if initialisation == "imagenet" else [],
+        "parents": parents,
         "trained_on": train.counts(),
         "command": "histosynth train classifier",
     }
@@ -248,7 +92,9 @@ def _optimise(
     config: ClassifierConfig,
     seed: int,
     tick: Callable[[], object] | None,
-) -> None:
+    state: Path | None,
+) -> tuple[int, str]:
+    """Train in place; returns the steps taken and why it ended early, or ""."""
     model = result.model
     parameters = list(model.parameters())
     where = parameters[0].device
@@ -260,66 +106,160 @@ def _optimise(
         ],
         lr=config.lr,
     )
-    average = [p.detach().clone() for p in parameters]
+    steps = config.length(len(train), len(train.members))
+    kept, watch = KeptWeights(parameters, config), Watch(config)
+    saved = (
+        None
+        if state is None
+        else _State(
+            state,
+            result,
+            optimiser,
+            kept,
+            watch,
+            (result.architecture, result.initialisation, config, seed, train.digest()),
+        )
+    )
+    first = 0 if saved is None else saved.load()
+    for _ in range(first if tick is not None else 0):
+        tick()
     low = config.precision == "bfloat16"
-    for step in range(config.steps):
+    done = first
+    for step in range(first, steps):
+        if watch.reason:
+            break
         torch.manual_seed(derive(seed, "step", step))
+        lr = config.lr * _share_of_lr(step, steps, config, watch)
         for group in optimiser.param_groups:
-            group["lr"] = config.lr * _schedule(step, config.steps)
+            group["lr"] = lr
         images, targets = _batch(train, config, seed, step, where)
-        model.train()
+        _train_mode(result, frozen=step < config.freeze)
         with torch.autocast(where.type, dtype=torch.bfloat16, enabled=low):
             logits = model(images)
         loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if config.clip:
+            nn.utils.clip_grad_norm_(parameters, config.clip)
         optimiser.step()
-        # the average starts short, or it would remember the random start
-        decay = min(config.average, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        value = float(loss.detach())
+        kept.update(step)
+        value, done = float(loss.detach()), step + 1
         if not math.isfinite(value):
-            raise RunError(f"The classifier's loss is {value} at step {step + 1}.", f"Lower lr (it is {config.lr:g}).")
-        row = {"step": step + 1, "loss": value}
-        if config.val_every and (step + 1) % config.val_every == 0 and len(val):
-            row |= _look(result, val)
+            raise RunError(f"The classifier's loss is {value} at step {done}.", f"Lower lr (it is {config.lr:g}).")
+        row = {"step": done, "loss": value, "lr": lr}
+        if config.val_every and done % config.val_every == 0 and len(val):
+            row |= _look(result, val, config)
+            recent = [r["loss"] for r in result.history[1 - config.val_every :]] if config.val_every > 1 else []
+            watch.look(row["val_loss"], float(np.mean([*recent, value])))
+            if config.patience and watch.better:
+                kept.mark_best(done)
         result.history.append(row)
+        if saved is not None:
+            saved.save(done, now=done == steps)
         if tick is not None:
             tick()
-    if config.average:
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.data.copy_(mean)
-    _refresh_batch_norm(model, train, config, seed, where)
-    model.eval()
+    kept.apply()
+    _refresh_batch_norm(model, train, config, seed, where, kept.best_step or done)
+    model.requires_grad_(True).eval()
+    return done, watch.reason
 
 
-def _schedule(step: int, steps: int) -> float:
-    """A linear rise over the first quarter, then half a cosine down to zero at the end."""
+class _State:
+    """What is needed to go on after a kill: weights, optimiser, averages and what was seen of validation."""
+
+    def __init__(
+        self,
+        path: Path,
+        result: Classifier,
+        optimiser: torch.optim.Optimizer,
+        kept: KeptWeights,
+        watch: Watch,
+        training: str,
+    ) -> None:
+        self._path, self._result, self._optimiser = path, result, optimiser
+        self._kept, self._watch = kept, watch
+        self._training = training
+        self._last = time.monotonic()
+
+    def save(self, done: int, *, now: bool) -> None:
+        """Write the state, if it is time."""
+        if not now and time.monotonic() - self._last < _SAVE_EVERY_S:
+            return
+        self._last = time.monotonic()
+        tree = {
+            "training": self._training,
+            "done": done,
+            "model": dict(self._result.model.state_dict()),
+            "optimiser": self._optimiser.state_dict(),
+            "kept": self._kept.state(),
+            "watch": self._watch.state(),
+            "history": self._result.history,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        save_state(self._path, tree)
+
+    def load(self) -> int:
+        """Go on from the file, if there is one; returns the steps done."""
+        if not self._path.is_file():
+            return 0
+        try:
+            tree = load_state(self._path)
+        except CheckpointError:  # half written by a disk that failed: the training can be had again
+            return 0
+        if tree["training"] != self._training:
+            raise RunError(
+                f"{self._path} belongs to a training with other settings, seed or tiles.",
+                "Delete it, or choose another folder.",
+            )
+        self._result.model.load_state_dict(tree["model"])
+        self._optimiser.load_state_dict(tree["optimiser"])
+        for parameter, slots in self._optimiser.state.items():
+            for name, value in slots.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    slots[name] = torch.empty_like(parameter).copy_(value)  # laid out in memory as before
+        self._kept.restore(tree["kept"])
+        self._watch.restore(tree["watch"])
+        self._result.history = tree["history"]
+        return tree["done"]
+
+
+def _share_of_lr(step: int, steps: int, config: ClassifierConfig, watch: Watch) -> float:
+    if config.swa_lr and step >= config.swa_from:
+        return config.swa_lr
+    if config.schedule == "plateau":
+        return watch.factor
+    # a linear rise over the first quarter, then half a cosine down to zero at the end
     done, rise = (step + 1) / (steps + 1), 0.25
     return done / rise if done < rise else 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
+
+
+def _train_mode(result: Classifier, *, frozen: bool) -> None:
+    """Training mode; with frozen features only the last layer is in it, and only it has gradients."""
+    model, head = result.model, network.architecture_of(result.architecture).head
+    model.train(not frozen)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen or name.startswith(head))
+    if frozen:
+        model.get_submodule(head.rstrip(".")).train()
 
 
 def _batch(
     train: TileArray, config: ClassifierConfig, seed: int, step: int, where: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised images and targets [N, K] of a step: a pure function of (seed, step)."""
-    classical = config.augment == "classical"
     batch = batch_at(
         train,
         step,
         batch_size=config.batch,
         sampling=config.sampling,
         seed=derive(seed, "batches"),
-        augment=classical,
-        **({} if config.share is None else {"share": config.share}),
+        augment=config.augment == "classical",
+        share=config.share,
     )
-    images = batch.images.to(where).float()
+    images = augment.augmented(batch.images.to(where), config, torch_generator(seed, "augment", step))
     targets = nn.functional.one_hot(batch.labels, len(train.classes)).float().to(where)
-    generator = torch_generator(seed, "augment", step)
-    if classical:
-        images = augment.classical(images, generator)
     images = network.normalise(images)
-    if config.mixup:
+    if config.mixup and (not config.mixup_until or step < config.mixup_until):
         # Zhang et al. 2018, arXiv:1710.09412: one weight and one partner for each tile
         rng = np.random.default_rng(derive(seed, "mixup", step))
         share = torch.from_numpy(rng.beta(config.mixup, config.mixup, len(images))).float().to(where)
@@ -331,7 +271,7 @@ def _batch(
 
 @torch.no_grad()
 def _refresh_batch_norm(
-    model: nn.Module, train: TileArray, config: ClassifierConfig, seed: int, where: torch.device
+    model: nn.Module, train: TileArray, config: ClassifierConfig, seed: int, where: torch.device, steps: int
 ) -> None:
     """Measure the batch-norm statistics again, for the averaged weights, as plain means over a few batches.
 
@@ -344,59 +284,22 @@ def _refresh_batch_norm(
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean
     model.train()
-    for step in range(max(0, config.steps - 10), config.steps):
+    for step in range(max(0, steps - 10), steps):
         torch.manual_seed(derive(seed, "refresh", step))
         model(_batch(train, config, seed, step, where)[0])
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
 
 
-def _look(result: Classifier, val: TileArray) -> dict[str, float]:
-    probs = result.probabilities(np.asarray(val.images)).numpy()
+def _look(result: Classifier, val: TileArray, config: ClassifierConfig) -> dict[str, float]:
+    logits = result.logits(np.asarray(val.images))
+    probs = torch.softmax(logits.double(), dim=1).numpy()
     matrix = scores.confusion_matrix(val.labels, probs.argmax(axis=1), len(val.classes))
+    loss = nn.functional.cross_entropy(
+        logits, torch.from_numpy(np.asarray(val.labels, dtype=np.int64)), label_smoothing=config.label_smoothing
+    )
     return {
+        "val_loss": float(loss),
         "val_nll": calibration.nll(probs, val.labels),
         "val_balanced_accuracy": float(scores.balanced_accuracy(matrix)),
     }
-
-
-def _temperature(result: Classifier, val: TileArray) -> tuple[float, list[str]]:
-    """The temperature from validation, and what was unusual about it."""
-    if len(val) < _ENOUGH_TO_CALIBRATE or len(np.unique(val.labels)) < 2:
-        found = f"{len(val)} tiles of {len(np.unique(val.labels))} classes"
-        needed = f"needs {_ENOUGH_TO_CALIBRATE} tiles of two classes"
-        return 1.0, [f"Not calibrated (temperature 1): validation has {found}; it {needed}."]
-    logits = result.logits(np.asarray(val.images)).numpy()
-    flawless = bool((logits.argmax(axis=1) == val.labels).all())
-    fit = calibration.fit_temperature(logits, val.labels, smoothing=1 / (len(val) + 2) if flawless else 0.0)
-    notes = []
-    if flawless:
-        notes.append("Every validation tile is right, so the temperature was fitted to smoothed targets.")
-    if fit.note:
-        notes.append(f"Calibration: {fit.note}.")
-    return fit.temperature, notes
-
-
-def _inspected(train: TileArray, val: TileArray) -> list[str]:
-    """Refuse data that cannot be learned from; name classes that lack tiles."""
-    if len(train) == 0:
-        raise DataError("The training set has no tile.", "Check the split and the quality filter.")
-    if train.classes != val.classes:
-        raise DataError(
-            f"Training has the classes {train.classes}, validation {val.classes}.",
-            "Import both with the same classes.",
-        )
-    absent = [name for name, n in train.counts().items() if n == 0]
-    if len(train.classes) - len(absent) < 2:
-        present = next(name for name, n in train.counts().items() if n)
-        raise DataError(
-            f"The training set has tiles of one class only, {present!r}.",
-            "A classifier needs tiles of at least two classes.",
-        )
-    if not absent:
-        return []
-    return [f"No training tile of {', '.join(absent)}: the classifier cannot have learned it."]
-
-
-def _placed(model: nn.Module, device: str) -> nn.Module:
-    return model.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
