@@ -4,19 +4,34 @@ Throughout, `probs` is float [N, K] with rows that sum to 1, and `y` is int [N],
 """
 
 from histosynth.classify.calibration.arrays import softmax
-from histosynth.classify.calibration.errors import BINS, Scheme, classwise_ece, ece, reliability_bins
-from histosynth.classify.calibration.proper import brier, nll
+from histosynth.classify.calibration.bootstrap import MEASURES, measure, reliability_intervals
+from histosynth.classify.calibration.errors import (
+    BINS,
+    Scheme,
+    classwise_ece,
+    ece,
+    ece_debiased,
+    mce,
+    reliability_bins,
+)
+from histosynth.classify.calibration.proper import brier, brier_decomposition, nll
 from histosynth.classify.calibration.temperature import TemperatureFit, fit_temperature
 
 __all__ = [
     "BINS",
+    "MEASURES",
     "Scheme",
     "TemperatureFit",
     "brier",
+    "brier_decomposition",
     "classwise_ece",
     "ece",
+    "ece_debiased",
     "fit_temperature",
+    "mce",
+    "measure",
     "nll",
     "reliability_bins",
+    "reliability_intervals",
     "softmax",
 ]
