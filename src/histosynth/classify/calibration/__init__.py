@@ -5,6 +5,14 @@ Throughout, `probs` is float [N, K] with rows that sum to 1, and `y` is int [N],
 
 from histosynth.classify.calibration.arrays import softmax
 from histosynth.classify.calibration.bootstrap import MEASURES, measure, reliability_intervals
+from histosynth.classify.calibration.calibrators import (
+    CALIBRATORS,
+    Calibrator,
+    fit_calibrator,
+    load_calibrator,
+    save_calibrator,
+)
+from histosynth.classify.calibration.conformal import Conformal, coverage, fit_conformal, tune_raps
 from histosynth.classify.calibration.errors import (
     BINS,
     Scheme,
@@ -14,24 +22,38 @@ from histosynth.classify.calibration.errors import (
     mce,
     reliability_bins,
 )
+from histosynth.classify.calibration.isotonic import Isotonic
 from histosynth.classify.calibration.proper import brier, brier_decomposition, nll
-from histosynth.classify.calibration.temperature import TemperatureFit, fit_temperature
+from histosynth.classify.calibration.temperature import Temperature, TemperatureFit, fit_temperature
+from histosynth.classify.calibration.vector import Vector
 
 __all__ = [
     "BINS",
+    "CALIBRATORS",
     "MEASURES",
+    "Calibrator",
+    "Conformal",
+    "Isotonic",
     "Scheme",
+    "Temperature",
     "TemperatureFit",
+    "Vector",
     "brier",
     "brier_decomposition",
     "classwise_ece",
+    "coverage",
     "ece",
     "ece_debiased",
+    "fit_calibrator",
+    "fit_conformal",
     "fit_temperature",
+    "load_calibrator",
     "mce",
     "measure",
     "nll",
     "reliability_bins",
     "reliability_intervals",
+    "save_calibrator",
     "softmax",
+    "tune_raps",
 ]

@@ -1,12 +1,14 @@
-"""One temperature for all logits: what fits it, and how well it does."""
+"""Temperature scaling: one number for all logits, which leaves the predicted class as it is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from histosynth.classify.calibration.arrays import checked, softmax
+from histosynth.classify.calibration.arrays import checked, checked_temperature, softmax
 from histosynth.classify.calibration.proper import nll
 from histosynth.core.errors import SettingError
 
@@ -77,3 +79,47 @@ def fit_temperature(
             cold, warm = (middle, warm) if slope(middle) < 0 else (cold, middle)
         inverse = (cold + warm) / 2
     return TemperatureFit(1 / inverse, nll(softmax(z), y), nll(softmax(inverse * z), y), len(y), note)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The calibrator with one temperature.
+
+    Attributes:
+        temperature: logits are divided by it; finite, above 0.
+        notes: what was unusual in fitting it.
+    """
+
+    temperature: float
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked_temperature(self.temperature)
+
+    @classmethod
+    def fit(cls, logits: np.ndarray, y: np.ndarray) -> Temperature:
+        """By `fit_temperature`, with smoothed targets when every tile is right.
+
+        Raises:
+            DataError: no tile, or arrays that do not fit together.
+        """
+        logits, y = checked(logits, y, "logits")
+        notes = []
+        flawless = bool((logits.argmax(axis=1) == y).all())
+        if flawless:
+            notes.append("Every validation tile is right, so the temperature was fitted to smoothed targets.")
+        found = fit_temperature(logits, y, smoothing=1 / (len(y) + 2) if flawless else 0.0)
+        if found.note:
+            notes.append(f"Calibration: {found.note}.")
+        return cls(found.temperature, tuple(notes))
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """float [N, K] -> float64 [N, K], rows that sum to 1."""
+        return softmax(logits, self.temperature)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Temperature:
+        return cls(checked_temperature(value["temperature"]), tuple(value.get("notes", ())))

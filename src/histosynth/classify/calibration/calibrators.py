@@ -1,0 +1,77 @@
+"""The calibrators: fitted on validation tiles, measured on others. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from histosynth.classify.calibration.isotonic import Isotonic
+from histosynth.classify.calibration.temperature import Temperature
+from histosynth.classify.calibration.vector import Vector
+from histosynth.core.errors import DataError, HistosynthError, SettingError, did_you_mean
+from histosynth.core.files import read_json, write_json
+
+
+class Calibrator(Protocol):
+    """From logits to probabilities that mean what they say."""
+
+    notes: tuple[str, ...]
+    """What was unusual in fitting it."""
+
+    @classmethod
+    def fit(cls, logits: np.ndarray, y: np.ndarray) -> Self:
+        """From logits, float [N, K], and true classes, int [N], of tiles that nothing was trained on."""
+        ...
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """float [N, K] -> float64 [N, K], rows that sum to 1."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists."""
+        ...
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        ...
+
+
+CALIBRATORS: dict[str, type[Calibrator]] = {"temperature": Temperature, "vector": Vector, "isotonic": Isotonic}
+
+
+def fit_calibrator(kind: str, logits: np.ndarray, y: np.ndarray) -> Calibrator:
+    """Fit one of `CALIBRATORS`.
+
+    Raises:
+        SettingError: an unknown kind.
+        DataError: no tile, or arrays that do not fit together.
+    """
+    if kind not in CALIBRATORS:
+        raise SettingError(f"The calibrator is {kind!r}.", did_you_mean(kind, CALIBRATORS))
+    return CALIBRATORS[kind].fit(logits, y)
+
+
+def save_calibrator(path: Path | str, calibrator: Calibrator, classes: Sequence[str]) -> None:
+    """Write a calibrator to a JSON file, with the classes that its logits are of, in order."""
+    kind = next(name for name, one in CALIBRATORS.items() if isinstance(calibrator, one))
+    write_json(path, {"kind": kind, "classes": list(classes), **calibrator.to_json()})
+
+
+def load_calibrator(path: Path | str) -> tuple[Calibrator, tuple[str, ...]]:
+    """Read a calibrator and its classes.
+
+    Raises:
+        DataError: the file is missing, no JSON, of an unknown kind, or its numbers cannot be used.
+    """
+    value = read_json(path)
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in CALIBRATORS:
+        raise DataError(f"{path} has the kind {kind!r}.", did_you_mean(str(kind), CALIBRATORS))
+    try:
+        return CALIBRATORS[kind].from_json(value), tuple(str(name) for name in value["classes"])
+    except (HistosynthError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a whole {kind} calibrator: {error}.", "Fit the calibrators again.") from error
