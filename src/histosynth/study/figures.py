@@ -13,10 +13,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histosynth.core.files import atomic_path
 from histosynth.study.sheets import data_uri
 
 if TYPE_CHECKING:
@@ -121,15 +123,21 @@ def metric_panel(points: Sequence[Point], title: str, better: str) -> Panel:
     return Panel(**panel)
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], title: str, colour: str, ece: float | None) -> Panel:
-    """Confidence against accuracy a bin, with the histogram of confidences below."""
+def reliability(
+    bins: Sequence[Mapping[str, Any]], title: str, colour: str, ece: float | None, png: Path | None = None
+) -> Panel:
+    """Confidence against accuracy a bin, with its interval where known, and the histogram of confidences below."""
     bins = [b for b in bins if b.get("count")]
-    with drawing(THIRD, 3.8, left=0.55, right=0.12, bottom=0.5, top=0.32) as (figure, panel):
+    with drawing(THIRD, 3.8, left=0.55, right=0.12, bottom=0.5, top=0.32, png=png) as (figure, panel):
         axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3.4, 1), "hspace": 0.09})
         axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=_DASHED)
         x = [b["confidence"] for b in bins]
         y = [b["accuracy"] for b in bins]
         axes.vlines(x, x, y, color=colour, linewidth=2.2, alpha=0.28)
+        for b in bins:
+            if b.get("accuracy_low") is not None:
+                ends = (b["accuracy_low"], b["accuracy_high"])
+                axes.plot((b["confidence"],) * 2, ends, color=INK, linewidth=1, alpha=0.6)
         axes.plot(x, y, color=colour, marker="o", markersize=5, linewidth=1.6)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share correct")
         panel_title(axes, title)
@@ -149,7 +157,9 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str, colour: str, ece:
     return Panel(**panel)
 
 
-def confusion(matrix: Sequence[Sequence[float]], labels: Sequence[str], title: str, colour: str) -> Panel:
+def confusion(
+    matrix: Sequence[Sequence[float]], labels: Sequence[str], title: str, colour: str, png: Path | None = None
+) -> Panel:
     """A confusion matrix: shade is the share of the true class (row), the number is the count of tiles."""
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -163,7 +173,8 @@ def confusion(matrix: Sequence[Sequence[float]], labels: Sequence[str], title: s
     side = min(width - room - 0.12, 0.6 * k)
     width = max(side + room + 0.12, room + 1.15 * text_inches(title, 9.5))
     right = width - room - side
-    with drawing(width, side + room + 0.32, left=room, right=right, bottom=room, top=0.32) as (figure, panel):
+    margins = {"left": room, "right": right, "bottom": room, "top": 0.32}
+    with drawing(width, side + room + 0.32, **margins, png=png) as (figure, panel):
         axes = figure.subplots()
         axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", ("#ffffff", colour)), vmin=0, vmax=1)
         size = min(9.0, 72 * side / k * 0.38)
@@ -311,9 +322,12 @@ def _confusions(counts: np.ndarray, shares: np.ndarray, labels: Sequence[str]) -
 
 @contextmanager
 def drawing(
-    width: float, height: float, *, left: float, right: float, bottom: float, top: float
+    width: float, height: float, *, left: float, right: float, bottom: float, top: float, png: Path | None = None
 ) -> Iterator[tuple[Figure, dict[str, Any]]]:
-    """A figure with margins, all in inches; on leaving, the dict holds the fields of a `Panel` but for `alt`."""
+    """A figure with margins, all in inches; on leaving, the dict holds the fields of a `Panel` but for `alt`.
+
+    `png` writes the figure to a file as well, on white.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -337,6 +351,9 @@ def drawing(
         yield figure, panel
         stream = io.StringIO()
         figure.savefig(stream, format="svg", dpi=160, transparent=True, metadata={"Date": None, "Creator": None})
+        if png is not None:
+            with atomic_path(png) as temporary:
+                figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     # said once for all words, not once for each of them
     svg = re.sub(r" font-family: 'DejaVu Sans'[^;]*;", "", stream.getvalue())
     svg = re.sub(r"(?s)<metadata>.*?</metadata>", f"<style>text{{font-family:{_FONTS}}}</style>", svg, count=1)
