@@ -69,7 +69,7 @@ def align(array: TileArray, classes: tuple[str, ...]) -> TileArray:
     known = [i for i, label in enumerate(array.classes) if label in classes]
     chosen = array.subset(np.flatnonzero(np.isin(array.labels, known)))
     index = np.array([classes.index(c) if c in classes else -1 for c in array.classes])
-    return TileArray(chosen.images, index[chosen.labels], chosen.ids, classes)
+    return TileArray(chosen.images, index[chosen.labels], chosen.ids, classes, chosen.groups)
 
 
 def encode(encoder: Encoder, array: TileArray, out: Path) -> np.ndarray:

@@ -59,7 +59,6 @@ def make_plan(
     seconds_a_tile = sum(cost / f.tiles_per_second for f in families)
     tiles = budget * _SHARES["generate"] / seconds_a_tile / max(classes, 1)
     cells = seeds * (2 + 2 * len(families))
-    classifier = budget * _SHARES["classifiers"] / cells * _CLASSIFIER_STEPS_PER_SECOND / cost
     return Plan(
         generator_steps=steps | dict(generator_steps),
         synthetic_per_class=synthetic_per_class
@@ -67,9 +66,19 @@ def make_plan(
         else int(np.clip(_round(tiles), *_TILES)),
         classifier_steps=classifier_steps
         if classifier_steps is not None
-        else int(np.clip(_round(classifier), *_STEPS)),
+        else steps_a_classifier(budget * _SHARES["classifiers"], cells, size),
         train_seconds=train * _SLACK,
     )
+
+
+def steps_a_classifier(seconds: float, cells: int, size: int) -> int:
+    """Training steps of each of so many classifiers, from a budget on two CPU cores, by a fixed rate.
+
+    Args:
+        size: edge length in pixels; the cost grows with its square.
+    """
+    steps = seconds / max(cells, 1) * _CLASSIFIER_STEPS_PER_SECOND / (size / 64) ** 2
+    return int(np.clip(_round(steps), *_STEPS))
 
 
 class Clock:
@@ -101,10 +110,6 @@ class Clock:
             "device": device,
             "total_seconds": round(sum(self.seconds.values()), 2),
         }
-
-
-def _given_or(given: int | None, planned: float, bounds: tuple[int, int]) -> int:
-    return given if given is not None else int(np.clip(_round(planned), *bounds))
 
 
 def _round(value: float) -> int:

@@ -1,0 +1,1 @@
+"""Do synthetic tiles help a classifier? The experiment that decides: the verb `utility`."""
