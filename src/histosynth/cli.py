@@ -58,6 +58,10 @@ VERBS = {
         "histosynth.study.verbs.evaluate:evaluate",
         "Fidelity, diversity and copies of synthetic tiles.",
     ),
+    "calibrate": (
+        "histosynth.study.verbs.calibrate:calibrate",
+        "Calibrate a classifier's predictions; sets with a stated coverage.",
+    ),
     "explore": ("histosynth.study.verbs.explore:explore", "Draw what a GAN has learnt: sheets and films."),
     "denoising": (
         "histosynth.study.verbs.denoising:denoising",

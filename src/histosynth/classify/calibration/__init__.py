@@ -8,11 +8,12 @@ from histosynth.classify.calibration.bootstrap import MEASURES, measure, reliabi
 from histosynth.classify.calibration.calibrators import (
     CALIBRATORS,
     Calibrator,
+    cross_validated_nll,
     fit_calibrator,
     load_calibrator,
     save_calibrator,
 )
-from histosynth.classify.calibration.conformal import Conformal, coverage, fit_conformal, tune_raps
+from histosynth.classify.calibration.conformal import Conformal, coverage, dice, fit_conformal, tune_raps
 from histosynth.classify.calibration.errors import (
     BINS,
     Scheme,
@@ -42,6 +43,8 @@ __all__ = [
     "brier_decomposition",
     "classwise_ece",
     "coverage",
+    "cross_validated_nll",
+    "dice",
     "ece",
     "ece_debiased",
     "fit_calibrator",

@@ -8,11 +8,14 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from histosynth.classify.calibration.arrays import checked, checked_groups, softmax
 from histosynth.classify.calibration.isotonic import Isotonic
+from histosynth.classify.calibration.proper import nll, surprise
 from histosynth.classify.calibration.temperature import Temperature
 from histosynth.classify.calibration.vector import Vector
 from histosynth.core.errors import DataError, HistosynthError, SettingError, did_you_mean
 from histosynth.core.files import read_json, write_json
+from histosynth.core.seeds import numpy_rng
 
 
 class Calibrator(Protocol):
@@ -53,6 +56,41 @@ def fit_calibrator(kind: str, logits: np.ndarray, y: np.ndarray) -> Calibrator:
     if kind not in CALIBRATORS:
         raise SettingError(f"The calibrator is {kind!r}.", did_you_mean(kind, CALIBRATORS))
     return CALIBRATORS[kind].fit(logits, y)
+
+
+def cross_validated_nll(
+    logits: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, *, seed: int, folds: int = 5
+) -> dict[str, float]:
+    """What each calibrator is worth on patients that it was not fitted on, from validation alone.
+
+    Patients are dealt into `folds` parts; each part is judged by a calibrator of the others.
+
+    Returns:
+        Negative log-likelihood, nats, of "none" (the plain softmax) and of every one of `CALIBRATORS`; only "none"
+        when there are fewer than two patients.
+
+    Raises:
+        DataError: arrays that do not fit together.
+        SettingError: fewer than two folds.
+    """
+    if folds < 2:
+        raise SettingError(f"folds is {folds}.", "Use 2 or more.")
+    logits, y = checked(logits, y, "logits")
+    member = checked_groups(groups, len(y))
+    found = {"none": nll(softmax(logits), y)}
+    patients = int(member.max()) + 1
+    if patients < 2:
+        return found
+    part = np.arange(patients) % min(folds, patients)
+    fold = numpy_rng(seed, "calibrator folds").permutation(part)[member]
+    for kind in CALIBRATORS:
+        losses = np.empty(len(y))
+        for held_out in np.unique(fold):
+            own = fold == held_out
+            calibrator = CALIBRATORS[kind].fit(logits[~own], y[~own])
+            losses[own] = surprise(calibrator(logits[own]), y[own])
+        found[kind] = float(losses.mean())
+    return found
 
 
 def save_calibrator(path: Path | str, calibrator: Calibrator, classes: Sequence[str]) -> None:
