@@ -58,6 +58,10 @@ VERBS = {
         "histosynth.study.verbs.evaluate:evaluate",
         "Fidelity, diversity and copies of synthetic tiles.",
     ),
+    "utility": (
+        "histosynth.study.verbs.utility:utility",
+        "Do synthetic tiles help a classifier? The whole experiment, with its page.",
+    ),
     "calibrate": (
         "histosynth.study.verbs.calibrate:calibrate",
         "Calibrate a classifier's predictions; sets with a stated coverage.",

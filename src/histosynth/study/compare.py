@@ -12,7 +12,7 @@ import inspect
 import resource
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -289,19 +289,27 @@ def _synthetic_array(out: Path, name: str, config: CompareConfig, tileset: TileS
 
 def spell(verb: str, tiles: str, config: Any, out: Path) -> str:
     """The command line that repeats a run: every setting that is not its default."""
-    words = ["histosynth", verb, *([tiles] if tiles else []), "--out", str(out)]
-    default = type(config)()
+    return shlex.join(
+        ["histosynth", verb, *([tiles] if tiles else []), "--out", str(out), *_flags(config, type(config)())]
+    )
+
+
+def _flags(config: Any, default: Any, prefix: str = "") -> list[str]:
+    words: list[str] = []
     for name, value in vars(config).items():
-        if name == "out" or value == getattr(default, name):
+        usual = getattr(default, name)
+        if name == "out" or value == usual:
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = f"--{prefix}{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, dict):
             words += [w for key, item in value.items() for w in (f"{flag}.{key}", str(item))]
+        elif is_dataclass(value):
+            words += _flags(value, usual, f"{flag[2:]}.")
         else:
             words += [w for item in (value if isinstance(value, tuple) else (value,)) for w in (flag, str(item))]
-    return shlex.join(words)
+    return words
 
 
 def _peak_memory_mb() -> float:

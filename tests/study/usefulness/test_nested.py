@@ -81,7 +81,9 @@ def test_a_picture_on_two_sides_is_found_turned_or_mirrored_under_another_name(w
     copied = np.array(test.images)
     copied[3] = np.rot90(train.images[7], 1, (1, 2))[:, :, ::-1]
     planted = type(test)(copied, test.labels, test.ids, test.classes, test.groups)
-    with pytest.raises(DataError, match=f"1 of the train tiles are among the test tiles: {train.ids[7]} = {test.ids[3]}"):
+    with pytest.raises(
+        DataError, match=f"1 of the train tiles are among the test tiles: {train.ids[7]} = {test.ids[3]}"
+    ):
         refuse_shared(train, planted, "train tiles", "test tiles", "")
     assert lookalikes(train, planted) >= 1
     blank = np.full_like(copied, 240)

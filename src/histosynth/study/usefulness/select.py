@@ -82,8 +82,8 @@ def select(
         labels, val_labels, made_labels: int [N], indices into `classes`.
         groups: [N], the patients of the real training tiles.
 
-    A class that keeps less than `config.least` keeps the best of it instead: those whose worse rank of the two scores
-    is best. A class without real tiles keeps nothing, because nothing can be said of it.
+    A class that keeps less than `config.least` keeps the best of it instead: those that miss the worse of their two
+    limits by the smallest factor. A class without real tiles keeps nothing, because nothing can be said of it.
     """
     centre, scale = real.mean(0, dtype=np.float64), real.std(0, dtype=np.float64)
     scale = np.where(scale > 1e-8, scale, 1.0)
@@ -106,13 +106,13 @@ def select(
         good = (far <= limits[label]) & (sure >= floors[label])
         wanted = int(np.ceil(config.least * len(own)))
         if good.sum() < wanted:
-            rank = np.maximum(np.argsort(np.argsort(far, kind="stable")), np.argsort(np.argsort(-sure, kind="stable")))
+            over = np.maximum(far / max(limits[label], 1e-12), floors[label] / np.maximum(sure, 1e-12))
             notes.append(
-                f"Only {int(good.sum())} of {len(own)} synthetic tiles of {name} passed the selection; its best "
-                f"{wanted} were kept instead."
+                f"Fewer than {100 * config.least:g} % of the synthetic tiles of {name} passed the selection; the best "
+                f"{100 * config.least:g} % were kept."
             )
             good = np.zeros(len(own), bool)
-            good[np.argsort(rank, kind="stable")[:wanted]] = True
+            good[np.argsort(over, kind="stable")[:wanted]] = True
         mask[own[good]] = True
         shares[name] = round(float(good.mean()), 4)
     return Kept(mask, shares, tuple(notes))

@@ -1,0 +1,253 @@
+"""The experiment on disk: its files, resuming, workers, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histosynth.core.errors import DataError, RunError, SettingError
+from histosynth.study.usefulness import grid
+from histosynth.study.usefulness.plan import SelectionConfig, UtilityConfig
+from histosynth.study.usefulness.run import run_experiment
+from histosynth.tiles.tileset import TileSet
+from tests.study.usefulness.conftest import CLASSES, SIZE, draw, made, write_set
+
+TOY = {
+    "per_class": (2, "all"),
+    "seeds": 2,
+    "steps": 3,
+    "size": SIZE,
+    "weights": "none",
+    "workers": 1,
+    "selection": SelectionConfig(encoder="colour"),
+}
+FEW = TOY | {"arms": ("real", "real_gan"), "per_class": ("all",)}
+
+
+def run(world, out, **settings):
+    synthetic = [world["gan"].folder, world["diffusion"].folder]
+    return run_experiment(
+        world["real"].folder,
+        synthetic,
+        UtilityConfig(out=out, external=(world["external"].folder,), **(TOY | settings)),
+    )
+
+
+def cells(out):
+    """What every cell says, without the clock; and its predictions."""
+    found = {}
+    for path in sorted((out / "cells").glob("*.json")):
+        said = json.loads(path.read_text())
+        said.pop("seconds")
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            found[path.stem] = said, dict(archive)
+    return found
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for key, (said, arrays) in first.items():
+        assert said == second[key][0]
+        assert all(np.array_equal(arrays[name], second[key][1][name]) for name in arrays)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    return run(world, tmp_path_factory.mktemp("utility") / "run")
+
+
+def test_the_files_are_what_the_statistics_read(finished, world):
+    plan = json.loads((finished / "plan.json").read_text())
+    assert plan["classes"] == list(CLASSES) and plan["per_class"] == [2, 0] and plan["rare"] == ["C"]
+    assert [s["name"] for s in plan["sets"]] == ["test", "external-1"] and plan["steps"] == 3
+    assert {g["name"]: g["origin"]["kind"] for g in plan["generators"]} == {"gan": "nested", "diffusion": "nested"}
+    assert plan["train_counts"] == {"A": 27, "B": 27, "C": 9} and plan["train_patients"] == 9
+    for described in plan["sets"]:
+        with np.load(finished / "sets" / f"{described['name']}.npz", allow_pickle=False) as archive:
+            assert len(archive["y"]) == len(archive["ids"]) == described["tiles"]
+            assert len(set(archive["groups"])) == described["patients"]
+    found = cells(finished)
+    assert len(found) == 2 * (2 * 7 + 2)
+    for key, (said, arrays) in found.items():
+        assert said["key"] == key and {"test", "external-1"} == set(arrays)
+        assert arrays["test"].shape == (54, 3) and arrays["test"].dtype == np.float32
+        arm = next(a for a in plan["arms"] if a["name"] == said["arm"])
+        assert said["generator_saw_more"] == (said["n"] == 2 and bool(arm["generators"]))
+        assert (said["kept"] is not None) == arm["selected"]
+        real = 0 if not arm["real"] else said["n"] or plan["train_counts"]["C"]
+        assert said["train_tiles"]["C"][0] == real
+    assert found["real_all-n2-s50-r9898"][0]["train_tiles"]["A"] == [2, 20]
+    assert found["gan_only-n0-s100-r9898"][0]["share"] == 1.0
+
+
+def test_tiles_of_a_nested_subset_give_every_arm_of_a_seed_its_pair(finished):
+    """The same seed and the same tiles: real_classical and itself in another run agree; other seeds do not."""
+    found = cells(finished)
+    first, second = (found[f"real_classical-n0-s0-r{seed}"][1]["test"] for seed in (9898, 86984))
+    assert not np.array_equal(first, second)
+
+
+def test_what_classifiers_of_real_tiles_say_of_synthetic_ones(finished):
+    extra = json.loads((finished / "extra.json").read_text())
+    assert set(extra["trts"]) == {"gan", "diffusion", "real"} and extra["pairs"] == {}
+    for name, tiles in (("gan", 36), ("diffusion", 24), ("real", 54)):
+        one = extra["trts"][name]
+        assert one["tiles"] == tiles and np.sum(one["confusion"]) == 2 * tiles
+        shares = np.diag(one["confusion"]) / np.sum(one["confusion"], axis=1)
+        assert one["per_class"] == pytest.approx(dict(zip(CLASSES, shares, strict=True)))
+        assert one["label_consistency"] == pytest.approx(shares.mean())
+
+
+def test_a_finished_experiment_is_not_repeated_and_a_missing_cell_is(finished, world, tmp_path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "run")
+    wanted = cells(finished)
+    trained = []
+    monkeypatch.setattr(grid, "run_cell", lambda *a, _usual=grid.run_cell: (trained.append(a[0].key), _usual(*a))[1])
+    run(world, out, margin=0.05, replicates=500)
+    assert trained == []
+    lost = ["gan_only-n0-s100-r9898", "real-n2-s0-r86984"]
+    (out / "cells" / f"{lost[0]}.json").unlink()
+    (out / "cells" / f"{lost[1]}.npz").unlink()
+    (out / "judged" / "r9898.npz").unlink()
+    run(world, out)
+    assert sorted(trained) == sorted([*lost, "real_classical-n0-s0-r9898"])
+    same(cells(out), wanted)
+
+
+def test_a_failure_in_the_middle_keeps_whole_cells_and_the_same_command_goes_on(finished, world, tmp_path, monkeypatch):
+    out = tmp_path / "broken"
+    usual, left = grid.run_cell, [5]
+
+    def fails(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        usual(*arguments)
+
+    monkeypatch.setattr(grid, "run_cell", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, out)
+    assert len(cells(out)) == 5 and not (out / "extra.json").exists()
+    monkeypatch.undo()
+    run(world, out)
+    same(cells(out), cells(finished))
+
+
+def test_other_settings_or_other_tiles_in_a_used_folder_are_refused(finished, world, tmp_path):
+    for changed, message in (({"steps": 4}, "steps: 3 then, 4 now"), ({"shares": (0.25,)}, "shares")):
+        with pytest.raises(RunError, match=message):
+            run(world, finished, **changed)
+    other = made(tmp_path / "gan", world["real"], seed=77)
+    with pytest.raises(RunError, match="synthetic|digests"):
+        run({**world, "gan": other}, finished)
+
+
+@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_results_do_not_depend_on_the_number_of_processes(world, tmp_path, ray):
+    if ray:
+        pytest.importorskip("ray")
+    run(world, tmp_path / "one", **FEW)
+    run(world, tmp_path / "two", **(FEW | {"workers": 2, "ray": ray}))
+    same(cells(tmp_path / "one"), cells(tmp_path / "two"))
+
+
+@pytest.mark.skipif(bool(__import__("importlib").util.find_spec("ray")), reason="ray is installed")
+def test_ray_that_is_not_installed_is_named(world, tmp_path):
+    with pytest.raises(SettingError, match=r"pip install 'histosynth\[ray\]'"):
+        run(world, tmp_path / "out", **(FEW | {"ray": True}))
+
+
+def test_a_leak_is_refused_before_the_folder_is_made(world, tmp_path):
+    leaky = made(tmp_path / "leaky", world["real"], split="test")
+    with pytest.raises(DataError, match="was trained on the test tiles"):
+        run({**world, "gan": leaky}, tmp_path / "out")
+    real, rng = world["real"], np.random.default_rng(0)
+    stolen = np.array(real.array("test", size=SIZE).images[0]).transpose(1, 2, 0)[::-1]
+    rows = [{"label": label, "generator": "gan"} for label in CLASSES]
+    nested = {"training_data": real.array("train", size=SIZE).digest(), "size": SIZE}
+    tiles = [stolen, draw("B", rng), draw("C", rng)]
+    copied = write_set(tmp_path / "copied", rows, tiles, synthetic=True, generator="gan", **nested)
+    with pytest.raises(DataError, match="1 of the tiles of GAN are among the test tiles"):
+        run({**world, "gan": copied}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_origin_that_was_allowed_is_written_down(world, tmp_path):
+    silent = made(tmp_path / "silent", None)
+    out = run({**world, "gan": silent}, tmp_path / "out", **(FEW | {"allow_unknown_origin": True}))
+    generators = json.loads((out / "plan.json").read_text())["generators"]
+    assert [g["origin"]["kind"] for g in generators] == ["unknown", "nested"]
+    assert "not recorded" in generators[0]["origin"]["words"]
+
+
+def test_pairs_of_a_real_tile_and_the_tile_made_from_it(world, tmp_path):
+    real, rng = world["real"], np.random.default_rng(0)
+    parents = real.rows("train").groupby("label").head(4)
+    rows = [{"label": r.label, "generator": "gan", "reference": r.id} for r in parents.itertuples()]
+    nested = {"training_data": real.array("train", size=SIZE).digest(), "size": SIZE}
+    tiles = [draw(r["label"], rng) for r in rows]
+    twins = write_set(tmp_path / "twins", rows, tiles, synthetic=True, generator="gan", **nested)
+    out = run({**world, "gan": twins}, tmp_path / "out", **FEW)
+    pairs = json.loads((out / "extra.json").read_text())["pairs"]
+    assert set(pairs) == {"gan"} and pairs["gan"]["pairs"] == 12 and pairs["gan"]["seeds"] == 2
+    with np.load(out / "judged" / "r9898.npz") as one, np.load(out / "judged" / "r86984.npz") as two:
+        train = [i for i in real.array("train", size=SIZE).ids if i in set(parents.id)]
+        made_ids = TileSet.open(twins.folder).array(size=SIZE).ids
+        parent = {i: r["reference"] for i, r in zip((r["id"] for r in rows), rows, strict=True)}
+        rates = [
+            np.mean([a["gan"][k].argmax() == a["gan parents"][train.index(parent[i])].argmax()
+                     for k, i in enumerate(made_ids)])
+            for a in (one, two)
+        ]  # fmt: skip
+    assert pairs["gan"]["pair_consistency"] == pytest.approx(np.mean(rates))
+
+
+def test_sets_that_do_not_go_together_are_named(world, tmp_path):
+    real, gan = world["real"].folder, world["gan"].folder
+    config = UtilityConfig(out=tmp_path / "out", **FEW)
+    with pytest.raises(SettingError, match="No synthetic"):
+        run_experiment(real, [], config)
+    with pytest.raises(SettingError, match="twice"):
+        run_experiment(real, [gan, gan], config)
+    with pytest.raises(DataError, match="not a tile set"):
+        run_experiment(tmp_path, [gan], config)
+    rng = np.random.default_rng(0)
+    other = write_set(tmp_path / "x", [{"label": "Z", "generator": "g"}], [draw("A", rng)], classes=("Z",))
+    with pytest.raises(DataError, match="has the classes Z"):
+        run_experiment(real, [other.folder], config)
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_the_grid_leaves_whole_cells(finished, world, tmp_path):
+    out = tmp_path / "killed"
+    words = [
+        sys.executable,
+        "-m",
+        "histosynth",
+        "utility",
+        *(str(world[n].folder) for n in ("real", "gan", "diffusion")),
+    ]
+    words += ["--external", str(world["external"].folder), "--per-class", "2", "--per-class", "all", "--seeds", "2"]
+    words += ["--steps", "3", "--size", str(SIZE), "--weights", "none", "--workers", "2", "--out", str(out)]
+    words += ["--selection.encoder", "colour"]
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[3])
+    deadline = time.monotonic() + 120
+    while len(list((out / "cells").glob("*.json"))) < 4 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # its workers end by themselves
+    done = cells(out)
+    assert 4 <= len(done) < 32
+    assert not [p for p in (out / "cells").glob("*.json") if not p.with_suffix(".npz").exists()]
+    same(done, {key: value for key, value in cells(finished).items() if key in done})
+    run(world, out)
+    same(cells(out), cells(finished))
