@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from histosynth.core.checkpoint import load_checkpoint, save_checkpoint
+from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.simulate import BaseTissueConfig, base_tissue
@@ -36,6 +37,8 @@ class BaseConfig:
     """Wall-clock cap; the weights reached by then are shipped, and the card says at which step."""
     seed: int = 0
     """Seed of the training."""
+    init: str = "none"
+    """gan: the weights to go on from, a path or base (those that ship); none: random ones."""
     workers: int = 1
     """Processes that simulate tissue."""
     device: str = "auto"
@@ -43,7 +46,7 @@ class BaseConfig:
 
 
 def train_base(
-    what: Literal["tissue", "gan", "autoencoder", "diffusion"],
+    what: Literal["tissue", "classifier", "gan", "autoencoder", "diffusion"],
     *,
     config: Annotated[BaseConfig, Parameter(name="*")] = BaseConfig(),
 ) -> None:
@@ -56,7 +59,7 @@ def train_base(
     if what == "tissue":
         say(f"{len(tiles)} simulated tiles are in {config.out}.")
         return
-    train = {"gan": _gan, "autoencoder": _autoencoder, "diffusion": _diffusion}[what]
+    train = {"classifier": _classifier, "gan": _gan, "autoencoder": _autoencoder, "diffusion": _diffusion}[what]
     shipped = train(tiles, config, config.out / what)
     stamp(shipped, what, config)
     say(f"To ship: {shipped} ({shipped.stat().st_size / 2**20:.1f} MB)")
@@ -67,8 +70,10 @@ def stamp(path: Path, what: str, config: BaseConfig) -> None:
     tensors, card = load_checkpoint(path)
     words = ["histosynth train base", what, f"--tiles {config.tiles} --size {config.size} --seed {config.seed}"]
     words.append(f"--steps {config.steps}" + (f" --seconds {config.seconds:g}" if config.seconds else ""))
+    words += [f"--init {config.init}"] if config.init != "none" else []
     trained_on = f"{config.tiles} simulated tiles (base tissue, {config.size} px)"
-    new = {"name": path.stem, "command": " ".join(words), "trained_on": trained_on, "parents": []}
+    new = {"name": path.stem, "command": " ".join(words), "trained_on": trained_on}
+    new["parents"] = [config.init] if config.init != "none" else []
     save_checkpoint(path, tensors, card | new, half=True)
 
 
@@ -76,13 +81,44 @@ def _asset(config: BaseConfig, name: str) -> Path:
     return config.out / "assets" / f"{name}-{config.size}.safetensors"
 
 
+def _classifier(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
+    from histosynth.classify.config import ClassifierConfig
+    from histosynth.classify.train import train_classifier
+    from histosynth.core.files import ensure_folder
+    from histosynth.core.progress import bar
+
+    if config.seconds is not None:
+        raise SettingError(f"seconds is {config.seconds:g}.", "The classifier counts in steps alone: set --steps.")
+    # strong views, so that what is learnt does not rest on the simulator's stains and scanners
+    settings = ClassifierConfig(
+        steps=config.steps, batch=64, lr=4e-3, augment="strong", average=0.999, weights="none", dropout=0.2
+    )
+    others = _unseen(config)
+    state = ensure_folder(folder) / "state.safetensors"
+    with bar("Train the classifier", config.steps) as tick:
+        model = train_classifier(
+            tiles, others, settings, seed=config.seed, tick=tick, device=config.device, state=state
+        )
+    right = (model.logits(others.images).argmax(1).numpy() == others.labels).mean()
+    model.card["unseen_hospitals"] = {"tiles": len(others), "accuracy": round(float(right), 4)}
+    shipped = model.save(config.out / "assets" / f"tissue-mobilenet-{config.size}.safetensors")
+    state.unlink(missing_ok=True)
+    return shipped
+
+
 def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
     from histosynth.gan.train import GanConfig, train_gan
     from histosynth.gan.transfer import export_base
 
-    # no penalty on a shared layout: the weights that ship were made before there was one
     settings = GanConfig(
-        size=config.size, steps=config.steps, seconds=config.seconds, seed=config.seed, init="none", spread=0.0
+        size=config.size,
+        steps=config.steps,
+        seconds=config.seconds,
+        seed=config.seed,
+        init=config.init,
+        lr_schedule="cosine",
+        schedule="clock",
+        lr_final=0.1,
     )
     return export_base(train_gan(tiles, settings, folder, device=config.device), _asset(config, "gan-base"))
 
@@ -107,8 +143,13 @@ def _of_unseen_hospitals(model: Autoencoder, config: BaseConfig) -> dict[str, fl
 
     from histosynth.diffusion.figures import round_trip_figures
 
+    return round_trip_figures(model, _unseen(config).images, torch.device("cpu"))
+
+
+def _unseen(config: BaseConfig) -> TileArray:
+    """Tissue from hospitals that none of the training tiles came from."""
     others = BaseTissueConfig(tiles=_UNSEEN, size=config.size, hospitals=20, seed=BaseTissueConfig.seed + 1)
-    return round_trip_figures(model, base_tissue(others, config.out, config.workers).images, torch.device("cpu"))
+    return base_tissue(others, config.out, config.workers)
 
 
 def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
