@@ -63,6 +63,11 @@ def mark(source: str, generators: Sequence[str] = ()) -> dict[str, str]:
     return {"colour": colour, "sign": _SIGNS[marker][0]}
 
 
+def sign(marker: str, hollow: bool = False) -> str:
+    """The character that stands for a marker in text."""
+    return _SIGNS[marker][hollow]
+
+
 def arm_style(arm: str, generators: Sequence[str]) -> tuple[str, str, bool]:
     """Colour, marker, hollow: hollow for what has no real tiles, or real tiles without augmentation."""
     for name in generators:

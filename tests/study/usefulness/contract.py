@@ -87,14 +87,18 @@ def made_up(
     plan = {
         "arms": arms, "baseline": "real_classical", "per_class": list(numbers), "shares": list(shares),
         "seeds": list(seeds), "classes": list(CLASSES), "rare": list(RARE), "classifier": "mobilenet-v2", "steps": 300,
-        "sets": [{"name": name, "title": "Test" if name == "test" else "Hospital B", "tiles": len(truth[name][0]),
-                  "patients": patients} for name in sets],
-        "generators": [{"name": g, "title": g.upper(), "tiles": dict.fromkeys(CLASSES, 120), "origin": {"known": True},
-                        "licence": "Apache-2.0"} for g in gains],
-        "train_counts": TRAIN, "train_patients": 61, "notes": [],
+        "sets": [{"name": name, "title": {"test": "Test patients"}.get(name, "Hospital B"),
+                  "tiles": len(truth[name][0]), "patients": patients} for name in sets],
+        "generators": [{"name": g, "title": g.upper(), "tiles": dict.fromkeys(CLASSES, 120), "licence": "Apache-2.0",
+                        "origin": {"kind": "nested", "words": "trained on the training tiles of real"}} for g in gains],
+        "train_counts": TRAIN, "train_patients": 61, "notes": [], "source": "made-up numbers", "size": 64,
     }  # fmt: skip
     write_json(out / "plan.json", plan)
-    write_json(out / "extra.json", {"trts": {}, "pairs": {}})
+    seen = {"tiles": 720, "seeds": len(seeds), "label_consistency": 0.71, "label_consistency_low": 0.66,
+            "label_consistency_high": 0.76, "per_class": dict.fromkeys(CLASSES, 0.7) | {"SERRATED": 0.31}}  # fmt: skip
+    pairs = {"pairs": 700, "pair_consistency": 0.62, "pair_consistency_chance": 0.21}
+    write_json(out / "extra.json", {"trts": dict.fromkeys([*gains, "real"], seen),
+                                    "pairs": dict.fromkeys(list(gains)[-1:], pairs)})  # fmt: skip
     return plan
 
 

@@ -126,7 +126,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_the_same_seed_gives_the_same_result_and_cautions_tell_of_what_is_weak(tmp_path):
     plan = made_up(tmp_path, {"gan": 0.2}, numbers=(0,), patients=4, per_patient=12, seeds=(1, 2))
-    plan["generators"][0]["origin"] = {"known": False}
+    plan["generators"][0]["origin"] = {"kind": "unknown", "words": "nobody says"}
     plan["notes"] = ["Provenance was not checked."]
     write_json(tmp_path / "plan.json", plan)
     cell = tmp_path / "cells" / "real-n0-s0-r1.json"
@@ -135,8 +135,8 @@ def test_the_same_seed_gives_the_same_result_and_cautions_tell_of_what_is_weak(t
     assert first == again
     assert first["verdicts"] != assess(tmp_path, seed=5, replicates=REPLICATES)["verdicts"]
     said = " ".join(f"{c['severity']}: {c['text']}" for c in first["cautions"])
-    for words in ("strong: What GAN was trained on is not known", "strong: Test has 4 patients", "warning: 2 seeds",
-                  "its recall is uncertain", "note: Provenance", "note: Temperature"):  # fmt: skip
+    for words in ("strong: The origin of GAN is not known", "strong: Test patients has 4 patients", "warning: 2 seeds",
+                  "warning: Provenance", "note: Temperature"):  # fmt: skip
         assert words in said
     severities = [c["severity"] for c in first["cautions"]]
     assert severities == sorted(severities, key=["strong", "warning", "note"].index)

@@ -63,10 +63,10 @@ def assess(
         DataError: an experiment that is not finished, or damaged.
         SettingError: a number of replicates, a level or a margin that makes no sense.
     """
-    if replicates < 100 or not 0 < level < 1 or not margin >= 0:
+    if replicates < 1 or not 0 < level < 1 or not margin >= 0:
         raise SettingError(
             f"replicates is {replicates}, level is {level} and margin is {margin}.",
-            "Use at least 100 replicates, a level between 0 and 1, and a margin from 0.",
+            "Use at least 1 replicate, a level between 0 and 1, and a margin from 0.",
         )
     results = read_results(out)
     primary = _primary(results)
@@ -98,6 +98,7 @@ def assess(
         "gains": {v["generator"]: _gains(v["arm"], differences, level) for v in verdicts},
         "worth": tiles_worth,
         "reliability": _reliability(results, primary),
+        "initialisation": sorted({cell["initialisation"] for cells in results.cells.values() for cell in cells}),
         "costs": _costs(results),
         "extra": results.extra,
     }

@@ -26,7 +26,7 @@ def cautions(results: Results, found: Mapping[str, Any]) -> list[dict[str, str]]
         found: what `assess` has found so far.
     """
     rows = [*_origin(results, found), *_size(results), *_classifier(results)]
-    rows += [("note", note) for note in results.plan.get("notes", [])]
+    rows += [("warning", note) for note in results.plan.get("notes", [])]
     order = list(SEVERITIES)
     unique = dict.fromkeys(sorted(rows, key=lambda row: order.index(row[0])))
     return [{"severity": severity, "text": text} for severity, text in unique]
@@ -34,15 +34,15 @@ def cautions(results: Results, found: Mapping[str, Any]) -> list[dict[str, str]]
 
 def _origin(results: Results, found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the generators may have seen."""
-    rows = []
-    for generator in results.plan["generators"]:
-        origin = generator.get("origin") or {}
-        if not origin.get("known", True):
-            rows.append((
-                "strong",
-                f"What {generator['title']} was trained on is not known. If it saw test patients, every gain "
-                "below may be a leak.",
-            ))  # fmt: skip
+    rows = [
+        (
+            "strong",
+            f"The origin of {generator['title']} is not known ({generator['origin']['words']}). If it saw test "
+            "patients, its gain may be a leak.",
+        )
+        for generator in results.plan["generators"]
+        if generator["origin"]["kind"] == "unknown"
+    ]
     flattered = [v["title"] for v in found["verdicts"] if v["generator_saw_more"]]
     if flattered:
         rows.append((
@@ -61,13 +61,16 @@ def _origin(results: Results, found: Mapping[str, Any]) -> list[tuple[str, str]]
 
 
 def _size(results: Results) -> list[tuple[str, str]]:
+    """Few patients, tiles or seeds; of the first test set the plan's notes tell already what is weak."""
     rows = []
-    for test in results.sets:
+    for number, test in enumerate(results.sets):
         patients = len(np.unique(test.groups))
-        if patients < _PATIENTS:
+        if patients < (_PATIENTS if number else FEW_PATIENTS):
             severity = "strong" if patients < FEW_PATIENTS else "warning"
             few = "1 patient" if patients == 1 else f"{patients} patients"
             rows.append((severity, f"{test.title} has {few} only: intervals over so few are uncertain themselves."))
+        if number == 0:
+            continue
         counts = np.bincount(test.y, minlength=len(results.plan["classes"]))
         for label, count in zip(results.plan["classes"], counts, strict=True):
             if count == 0:
