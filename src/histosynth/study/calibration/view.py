@@ -181,8 +181,8 @@ def _glance(report: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict
             boxes.append({"title": f"ECE on {name}, {TITLES[kind].lower()}", "value": _three(found["value"]),
                           "note": _interval(found, _three) or "no interval"})  # fmt: skip
         sets = split["conformal"]["aps"]
-        boxes.append({"title": f"APS sets on {name}", "value": f"{sets['coverage']['value']:.1%} covered",
-                      "note": f"{sets['size']['value']:.2f} classes a set"})  # fmt: skip
+        boxes.append({"title": f"APS sets on {name}", "value": _percent(sets["coverage"]["value"]),
+                      "note": f"hold the true class; {sets['size']['value']:.2f} classes a set"})  # fmt: skip
     temperature = report["calibrators"]["temperature"]["temperature"]
     boxes.append({"title": "Temperature", "value": f"{temperature:.2f}", "note": _sureness(temperature)})
     return boxes
