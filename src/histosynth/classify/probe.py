@@ -173,7 +173,7 @@ def fit_probe(
     weight = weight[tiles]
     weight = weight / weight.sum()
     mean = weight @ features
-    scale = np.sqrt(np.maximum(weight @ (features - mean) ** 2, 1e-12))
+    scale = spread_of(features, weight, mean)
     x, y = (features - mean) / scale, train.labels[tiles]
     seen = network.encode(torch.from_numpy(np.ascontiguousarray(val.images)))
     of_val = ((seen.double().numpy() - mean) / scale, val.labels) if can_calibrate(val) else None
@@ -196,6 +196,15 @@ def fit_probe(
     if tick is not None:
         tick()
     return result
+
+
+def spread_of(features: np.ndarray, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """float64 [D]: the weighted standard deviation by which features are divided, at least a hundredth of the largest.
+
+    (An empty bin of a histogram is constant over few tiles, and would be worth thousands of deviations in the next.)
+    """
+    scale = np.sqrt(weight @ (features - mean) ** 2)
+    return np.maximum(scale, 0.01 * scale.max()) if scale.max() > 0 else np.ones_like(scale)
 
 
 def tile_weights(tiles: TileArray, share: float | None) -> np.ndarray:
