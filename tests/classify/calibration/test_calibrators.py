@@ -15,8 +15,8 @@ from histosynth.classify.calibration import (
     Temperature,
     Vector,
     brier,
+    choose_calibrator,
     classwise_ece,
-    cross_validated_nll,
     fit_calibrator,
     fit_temperature,
     load_calibrator,
@@ -178,14 +178,20 @@ def test_another_number_of_classes_is_refused():
         fit_calibrator("temprature", logits, y)
 
 
-def test_cross_validation_judges_on_other_patients():
+def test_choice_is_made_on_other_patients_and_prefers_what_is_simple():
     logits, y = _bent(1500, 10)
     groups = np.arange(1500) // 15
-    worth = cross_validated_nll(logits, y, groups, seed=0)
-    assert list(worth) == ["none", *CALIBRATORS] and min(worth, key=worth.get) == "vector"
+    chosen, worth = choose_calibrator(logits, y, groups, seed=0)
+    assert chosen == "vector" and list(worth) == ["none", *CALIBRATORS]
     assert worth["none"] == pytest.approx(nll(softmax(logits), y))
-    # where nothing is wrong, flexible calibrators only add noise
-    logits, y, groups = hospital(8, 10, sureness=1.0, seed=0)
-    worth = cross_validated_nll(logits, y, groups, seed=0)
-    assert worth["isotonic"] > worth["none"]
-    assert list(cross_validated_nll(logits, y, np.zeros(80), seed=0)) == ["none"]
+    picks = {1.0: [], 2.0: []}
+    for sureness, found in picks.items():
+        for seed in range(10):
+            logits, y, groups = hospital(12, 15, sureness=sureness, seed=seed)
+            chosen, worth = choose_calibrator(logits, y, groups, seed=0)
+            found.append(chosen)
+            assert worth["isotonic"] > min(worth.values())  # flexible ones follow chance
+    assert picks[1.0].count("none") >= 7 and picks[2.0].count("temperature") >= 8
+    assert choose_calibrator(logits, y, np.zeros(len(y)), seed=0)[0] == "none"
+    with pytest.raises(SettingError, match="folds"):
+        choose_calibrator(logits, y, groups, seed=0, folds=1)

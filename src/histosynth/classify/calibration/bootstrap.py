@@ -97,7 +97,8 @@ def measure(
     percentile interval can miss the true error always. For these measures the replicates are moved once so that
     their mean is the estimate, and once mirrored at the estimate (the reverse percentile); the interval
     spans both and ends at 0. That of a plain error is the one of its debiased twin, widened to hold the
-    estimate. `mce` is decided by the emptiest bin, and its interval is too narrow.
+    estimate. `mce` is decided by the emptiest bin, and its interval is too narrow. A difference between plain errors
+    is drawn towards 0 by their bias; that of the debiased ones hardly is.
 
     Args:
         probs: float [N, K]; or name -> float [N, K], and the first is what the others are compared with.

@@ -10,7 +10,7 @@ import numpy as np
 
 from histosynth.classify.calibration.arrays import checked, checked_groups, softmax
 from histosynth.classify.calibration.isotonic import Isotonic
-from histosynth.classify.calibration.proper import nll, surprise
+from histosynth.classify.calibration.proper import surprise
 from histosynth.classify.calibration.temperature import Temperature
 from histosynth.classify.calibration.vector import Vector
 from histosynth.core.errors import DataError, HistosynthError, SettingError, did_you_mean
@@ -58,16 +58,18 @@ def fit_calibrator(kind: str, logits: np.ndarray, y: np.ndarray) -> Calibrator:
     return CALIBRATORS[kind].fit(logits, y)
 
 
-def cross_validated_nll(
+def choose_calibrator(
     logits: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, *, seed: int, folds: int = 5
-) -> dict[str, float]:
-    """What each calibrator is worth on patients that it was not fitted on, from validation alone.
+) -> tuple[str, dict[str, float]]:
+    """The simplest calibrator that is about as good as the best, from validation alone.
 
-    Patients are dealt into `folds` parts; each part is judged by a calibrator of the others.
+    Patients are dealt into `folds` parts; each part is judged by calibrators of the others. Of "none" (the plain
+    softmax) and `CALIBRATORS`, in this order, the first is taken whose negative log-likelihood is within one
+    standard error (by patient) of the lowest (Breiman et al. 1984, section 3.4.3).
 
     Returns:
-        Negative log-likelihood, nats, of "none" (the plain softmax) and of every one of `CALIBRATORS`; only "none"
-        when there are fewer than two patients.
+        The name, and the negative log-likelihood of each, nats; ("none", that of the softmax alone) when there are
+        fewer than two patients.
 
     Raises:
         DataError: arrays that do not fit together.
@@ -77,20 +79,27 @@ def cross_validated_nll(
         raise SettingError(f"folds is {folds}.", "Use 2 or more.")
     logits, y = checked(logits, y, "logits")
     member = checked_groups(groups, len(y))
-    found = {"none": nll(softmax(logits), y)}
+    losses = {"none": surprise(softmax(logits), y)}
     patients = int(member.max()) + 1
     if patients < 2:
-        return found
+        return "none", {"none": float(losses["none"].mean())}
     part = np.arange(patients) % min(folds, patients)
     fold = numpy_rng(seed, "calibrator folds").permutation(part)[member]
     for kind in CALIBRATORS:
-        losses = np.empty(len(y))
+        losses[kind] = np.empty(len(y))
         for held_out in np.unique(fold):
             own = fold == held_out
-            calibrator = CALIBRATORS[kind].fit(logits[~own], y[~own])
-            losses[own] = surprise(calibrator(logits[own]), y[own])
-        found[kind] = float(losses.mean())
-    return found
+            losses[kind][own] = surprise(CALIBRATORS[kind].fit(logits[~own], y[~own])(logits[own]), y[own])
+    worth = {kind: float(each.mean()) for kind, each in losses.items()}
+    best = min(worth, key=lambda kind: worth[kind])
+
+    def about_as_good(kind: str) -> bool:
+        excess = losses[kind] - losses[best]
+        by_patient = np.bincount(member, excess - excess.mean())
+        error = np.sqrt((by_patient**2).sum() * patients / (patients - 1)) / len(y)
+        return bool(excess.mean() <= error)
+
+    return next(kind for kind in worth if about_as_good(kind)), worth
 
 
 def save_calibrator(path: Path | str, calibrator: Calibrator, classes: Sequence[str]) -> None:

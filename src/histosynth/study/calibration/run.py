@@ -14,8 +14,8 @@ from histosynth.classify.calibration import (
     BINS,
     CALIBRATORS,
     brier_decomposition,
+    choose_calibrator,
     coverage,
-    cross_validated_nll,
     dice,
     fit_calibrator,
     fit_conformal,
@@ -82,8 +82,7 @@ def calibrate_predictions(
     fitted, measured = _parted(predictions, config.fit)
     folder = ensure_folder(out)
     calibrators = {kind: fit_calibrator(kind, fitted.logits, fitted.y) for kind in CALIBRATORS}
-    worth = cross_validated_nll(fitted.logits, fitted.y, fitted.patients, seed=config.seed)
-    chosen = min(worth, key=lambda kind: worth[kind])
+    chosen, worth = choose_calibrator(fitted.logits, fitted.y, fitted.patients, seed=config.seed)
 
     def probabilities(part: Predictions) -> dict[str, np.ndarray]:
         return {"none": softmax(part.logits), **{kind: one(part.logits) for kind, one in calibrators.items()}}

@@ -53,11 +53,11 @@ def write_calibration(folder: Path, report: dict[str, Any]) -> Path:
 def sentence(report: Mapping[str, Any]) -> str:
     """What calibration did on the first split that was measured, in words that its interval allows."""
     name, split = next((n, s) for n, s in report["splits"].items() if not s["fitted"])
-    chosen = report["chosen"]
+    chosen, fit = report["chosen"], report["fit"]["split"]
     if chosen == "none":
         return (
-            f"No calibrator is better than the plain softmax on patients of {report['fit']['split']} that it was not "
-            f"fitted on. {_error(split, 'none', name)}"
+            f"No calibrator is clearly better than the plain softmax on patients of {fit} that it was not fitted on. "
+            f"{_error(split, 'none', name)}"
         )
     difference = split["differences"][chosen][_DECISIVE]
     low, high = difference["low"], difference["high"]
@@ -74,7 +74,8 @@ def sentence(report: Mapping[str, Any]) -> str:
         span = f"difference {_signed(difference['value'])}, {interval}"
     words = {"temperature": "temperature scaling", "vector": "vector scaling", "isotonic": "isotonic regression"}
     return (
-        f"On {report['fit']['split']}, {words.get(chosen, chosen)} predicts patients that it was not fitted on best. "
+        f"For patients of {fit} that it was not fitted on, {words.get(chosen, chosen)} is the simplest calibrator "
+        "that is about as good as the best. "
         f"{claim} {name}: {before:.3f} before, {after:.3f} after ({span}; {split['tiles']} tiles"
         f"{_patients(split)}). {_temper(report)}"
     )
