@@ -72,7 +72,10 @@ VERBS = {
         "Draw how a diffusion model makes tiles: a timeline and a film.",
     ),
     "project": ("histosynth.study.verbs.project:project", "Find the latent codes of tiles (GAN inversion)."),
-    "convert": ("histosynth.study.verbs.convert:convert", "Read a network of NVIDIA's StyleGAN, or write one."),
+    "convert": (
+        "histosynth.study.verbs.convert:convert",
+        "Read or write a network of NVIDIA's StyleGAN; export a classifier.",
+    ),
     "app": ("histosynth.app.launch:app", "Look at reports and tile sets in the browser."),
     "encoders": ("histosynth.study.verbs.lists:encoders", "List the encoders, or fetch weights."),
     "generators": ("histosynth.study.verbs.lists:generators", "List the generator families."),

@@ -1,4 +1,4 @@
-"""The verb that reads networks of NVIDIA's StyleGAN training, and writes ours in their form."""
+"""The verb that reads networks of other programs, and writes ours in their form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from cyclopts import Parameter
 
 from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
+
+_OF_CLASSIFIERS = (".ts", ".pt2", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,22 @@ class ConvertConfig:
 def convert(
     network: Path, out: Path, *, config: Annotated[ConvertConfig, Parameter(name="*")] = ConvertConfig()
 ) -> None:
-    """Turn a StyleGAN2-ADA or StyleGAN3 (stylegan2 configuration) pickle into a checkpoint, or a checkpoint back.
+    """Turn a StyleGAN2-ADA or StyleGAN3 (stylegan2 configuration) pickle into a checkpoint, or a checkpoint back; or
+    a trained classifier into a form that other programs load.
 
-    Nothing inside the pickle is run. The converted network makes the same images.
+    Nothing inside the pickle is run. The converted network makes the same images, or gives the same logits.
 
     Args:
-        network: network-snapshot-*.pkl, or a .pt or .safetensors of NVIDIA's tensors; with --to nvidia, a checkpoint.
-        out: the .safetensors to write; with --to nvidia, a .pt or a .safetensors.
+        network: network-snapshot-*.pkl, or a .pt or .safetensors of NVIDIA's tensors; with --to nvidia, a checkpoint;
+            or a classifier's checkpoint.
+        out: the .safetensors to write; with --to nvidia, a .pt or a .safetensors; for a classifier, FILE.ts
+            (TorchScript), FILE.pt2 (torch.export) or FILE.onnx.
     """
-    if (config.to or ("nvidia" if out.suffix == ".pt" else "histosynth")) == "nvidia":
+    if out.suffix in _OF_CLASSIFIERS:
+        if config.classes or config.to:
+            raise SettingError(f"out is {out}, of a classifier.", "Leave out classes and to: its card has its classes.")
+        _export_classifier(network, out)
+    elif (config.to or ("nvidia" if out.suffix == ".pt" else "histosynth")) == "nvidia":
         if config.classes:
             raise SettingError(
                 "classes is given, and the result has NVIDIA's names.", "Leave it out: NVIDIA's networks name no class."
@@ -44,6 +53,14 @@ def convert(
         _export(network, out)
     else:
         _import(network, out, config.classes)
+
+
+def _export_classifier(checkpoint: Path, out: Path) -> None:
+    from histosynth.classify.export import export
+
+    result = export(checkpoint, out)
+    say(f"Takes {result.facts['input']}; gives {result.facts['output']} ({result.facts['temperature']:.3g}).")
+    say(f"Written: {result.path}, {result.form}; its logits are ours to {result.difference:.1g}.")
 
 
 def _import(network: Path, out: Path, classes: tuple[str, ...]) -> None:
