@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -63,6 +63,17 @@ def start(
         _load(network, architecture, load_checkpoint(asset_path(TISSUE))[0])
         return "tissue", [f"{TISSUE} (simulated tissue)"]
     return "scratch", []
+
+
+def for_tiles(weights: Weights, simulated: Any) -> Weights:
+    """`weights`, but "none" instead of "auto" for tiles that were simulated.
+
+    The shipped weights learnt from the same simulator, so that a classifier of simulated tiles would know them all.
+
+    Args:
+        simulated: what the tile set says of itself (`meta.get("simulated")`).
+    """
+    return "none" if weights == "auto" and simulated else weights
 
 
 def imagenet_file(architecture: str) -> Path:

@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 import histosynth
-from histosynth.classify.train import ClassifierConfig
+from histosynth.classify.config import ClassifierConfig
+from histosynth.classify.weights import for_tiles
 from histosynth.core.checkpoint import read_card
 from histosynth.core.device import describe_device, pick_device
 from histosynth.core.errors import DataError, HistosynthError, RunError, SettingError, did_you_mean
@@ -119,7 +120,8 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
         with clock("Fidelity"):
             judged, shown = fidelity.judge_all(splits, made, config.encoder, out, config.seed, config.device)
         chosen = utility.arms({n: family(n).title for n in made})
-        classifier = ClassifierConfig(steps=plan.classifier_steps)
+        weights = for_tiles("auto", tileset.meta.get("simulated"))
+        classifier = ClassifierConfig(steps=plan.classifier_steps, weights=weights)
         seeds = [derive(config.seed, "classifier", k) % 100_000 for k in range(config.classifier_seeds)]
         with clock("Classifiers"):
             utility.run_cells(

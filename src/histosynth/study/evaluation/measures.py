@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from histosynth.classify.train import Classifier
+from histosynth.classify.model import Predictor
 from histosynth.core.device import pick_device
 from histosynth.core.errors import CheckpointError, DataError
 from histosynth.core.seeds import numpy_rng
@@ -69,7 +69,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
     return found
 
 
-def labels(sides: Sides, classifier: Classifier, seed: int) -> dict[str, Any]:
+def labels(sides: Sides, classifier: Predictor, seed: int) -> dict[str, Any]:
     """Does a classifier that learned from real tiles see the label that each tile was made for?
 
     Real: the same for real test tiles. Hopeless: the synthetic tiles with their labels shuffled.
@@ -104,7 +104,7 @@ def references(
     parents: Sequence[str],
     encoded: Mapping[str, np.ndarray],
     encoder: str,
-    classifier: Classifier | None,
+    classifier: Predictor | None,
     seed: int,
 ) -> dict[str, Any]:
     """How much of the tile that it was conditioned on does a synthetic tile show?

@@ -13,7 +13,11 @@ import numpy as np
 
 import histosynth
 from histosynth import encoders
-from histosynth.classify.train import Classifier, ClassifierConfig, train_classifier
+from histosynth.classify.config import ClassifierConfig
+from histosynth.classify.fit import load as load_classifier
+from histosynth.classify.model import Predictor
+from histosynth.classify.train import train_classifier
+from histosynth.classify.weights import for_tiles
 from histosynth.core.checkpoint import read_card
 from histosynth.core.errors import CheckpointError, DataError, SettingError
 from histosynth.core.files import sha256_file
@@ -295,17 +299,18 @@ def _microns(real: TileSet, sides: Sides) -> float | None:
     return float(known) * float(edge) / sides.test.size if known and edge > 0 else None
 
 
-def _classifier(sides: Sides, real: TileSet, config: EvaluateConfig) -> tuple[Classifier | None, dict[str, Any]]:
+def _classifier(sides: Sides, real: TileSet, config: EvaluateConfig) -> tuple[Predictor | None, dict[str, Any]]:
     if not config.classifier:
         return None, {}
     if config.classifier != "train":
-        loaded = Classifier.load(config.classifier, device=config.device)
+        loaded = load_classifier(config.classifier, device=config.device)
         return loaded, {"checkpoint": sha256_file(config.classifier), "trained_on": loaded.card.get("trained_on")}
     path = config.out / "classifier.safetensors"
-    settings = ClassifierConfig(steps=config.classifier_steps, augment="classical")
+    weights = for_tiles("auto", real.meta.get("simulated"))
+    settings = ClassifierConfig(steps=config.classifier_steps, augment="classical", weights=weights)
     made_from = f"{real.digest} {sides.train.size} {settings} {config.seed}"
     if path.is_file() and read_card(path).get("made_from") == made_from:
-        found = Classifier.load(path, device=config.device)
+        found = load_classifier(path, device=config.device)
     else:
         seed = derive(config.seed, "label classifier")
         val = real.array("val", size=sides.train.size)

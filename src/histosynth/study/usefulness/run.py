@@ -20,6 +20,7 @@ import numpy as np
 
 from histosynth import encoders
 from histosynth.classify.config import ClassifierConfig
+from histosynth.classify.weights import for_tiles
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.files import atomic_path, write_json
 from histosynth.core.progress import say
@@ -79,10 +80,10 @@ def run_utility(real: Path, synthetic: Sequence[Path], config: UtilityConfig, co
         CheckpointError: weights that are missing.
         RunError: the folder holds another experiment.
     """
+    run_experiment(real, synthetic, config)
     from histosynth.study.usefulness.assess import assess
     from histosynth.study.usefulness.page import write_page
 
-    run_experiment(real, synthetic, config)
     found = assess(config.out, seed=config.seed, replicates=config.replicates, margin=config.margin)
     page: Path = write_page(config.out, found, command)
     for spoken in found["verdicts"]:
@@ -130,7 +131,7 @@ def run_experiment(real: Path, synthetic: Sequence[Path], config: UtilityConfig)
             material = _with_features(places, material, arms, config)
         how = Settings(
             kind=config.classifier,
-            config=ClassifierConfig(steps=steps, weights=config.weights),
+            config=ClassifierConfig(steps=steps, weights=for_tiles(config.weights, sets.real.meta.get("simulated"))),
             selection=config.selection,
             saw_more=tuple(name for name, one in origins.items() if one.saw_real_training),
             out=out,
