@@ -117,7 +117,7 @@ def test_a_patient_on_both_sides_is_refused(tmp_path):
     patients = p.patients.copy()
     patients[p.split == "test"] = np.where(patients[p.split == "test"] == "test-3", "val-2", "other")
     leaked = Predictions(p.split, p.paths, p.y, p.logits, CLASSES, patients)
-    with pytest.raises(DataError, match="1 patients are in 'val' and in 'test': val-2"):
+    with pytest.raises(DataError, match="'val' and 'test' share 1 of their patients: val-2"):
         calibrate_predictions(leaked, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -130,19 +130,26 @@ def test_what_cannot_be_fitted_or_measured_is_refused(tmp_path):
         calibrate_predictions(p.of("test"), tmp_path, CalibrateConfig(fit="test"))
     with pytest.raises(DataError, match="'valid'.*val, test"):
         calibrate_predictions(p, tmp_path, CalibrateConfig(fit="valid"))
-    for bad in ({"alpha": 0}, {"bins": 0}, {"replicates": 1}, {"level": 1}):
+    for bad in ({"fit": "train"}, {"alpha": 0}, {"bins": 0}, {"replicates": 1}, {"level": 1}):
         with pytest.raises(SettingError, match=next(iter(bad))):
             CalibrateConfig(**bad)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_few_tiles_without_patients_are_said_to_be_few(tmp_path):
-    p = _predictions(splits=(("val", 3, 8), ("test", 2, 20)))
+    p = _predictions(splits=(("val", 3, 8), ("test", 2, 20), ("train", 1, 5)))
     alone = Predictions(p.split, p.paths, p.y, p.logits, CLASSES)
     calibrate_predictions(alone, tmp_path, CalibrateConfig(alpha=0.02, replicates=50))
     report = json.loads((tmp_path / "calibration.json").read_text())
     notes = " ".join(report["notes"] + report["splits"]["test"]["notes"])
-    for words in ("too small to choose", "every set holds all classes", "No patients are given", "fewer than 100"):
+    for words in (
+        "too small to choose",
+        "every set holds all classes",
+        "No patients are given",
+        "fewer than 100",
+        "train is left out",
+    ):
         assert words in notes
+    assert list(report["splits"]) == ["test", "val"]
     assert report["splits"]["test"]["conformal"]["aps"]["coverage"]["value"] == 1
     assert report["conformal"]["rules"]["aps"]["limits"] == [None] * 4

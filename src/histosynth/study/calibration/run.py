@@ -55,6 +55,7 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         for name, good, remedy in (
+            ("fit", self.fit != "train", "The network has seen these tiles and is too sure of them; use val."),
             ("alpha", 0 < self.alpha < 1, "Use a share between 0 and 1, such as 0.1."),
             ("bins", self.bins >= 1, "Use 1 or more."),
             ("replicates", self.replicates >= 2, "Use 2 or more; 1000 is usual."),
@@ -79,7 +80,7 @@ def calibrate_predictions(
     """
     from histosynth.study.calibration.view import write_calibration
 
-    fitted, measured = _parted(predictions, config.fit)
+    fitted, measured, left = _parted(predictions, config.fit)
     folder = ensure_folder(out)
     calibrators = {kind: fit_calibrator(kind, fitted.logits, fitted.y) for kind in CALIBRATORS}
     chosen, worth = choose_calibrator(fitted.logits, fitted.y, fitted.patients, seed=config.seed)
@@ -109,7 +110,7 @@ def calibrate_predictions(
             name: _measured(part, probabilities(part), rules, base, config) | {"fitted": name == config.fit}
             for name, part in {**measured, config.fit: fitted}.items()
         },
-        "notes": [*predictions.notes, *notes, *(note for one in calibrators.values() for note in one.notes)],
+        "notes": [*predictions.notes, *left, *notes, *(note for one in calibrators.values() for note in one.notes)],
     }
     report["notes"] = list(dict.fromkeys(report["notes"]))
     for kind, one in calibrators.items():
@@ -118,12 +119,13 @@ def calibrate_predictions(
     return write_calibration(folder, report)
 
 
-def _parted(predictions: Predictions, fit: str) -> tuple[Predictions, dict[str, Predictions]]:
+def _parted(predictions: Predictions, fit: str) -> tuple[Predictions, dict[str, Predictions], list[str]]:
+    """The split to fit on, those to measure, and a note where training tiles were left out."""
     fitted = predictions.of(fit)
-    measured = {name: predictions.of(name) for name in predictions.splits if name != fit}
+    measured = {name: predictions.of(name) for name in predictions.splits if name not in (fit, "train")}
     if not measured:
         raise DataError(
-            f"All tiles are of the split {fit!r}.",
+            f"No split is there to measure beside {fit!r}.",
             "Add those of another split: a calibration is not measured on what it was fitted on.",
         )
     classes = len(np.unique(fitted.y))
@@ -134,14 +136,15 @@ def _parted(predictions: Predictions, fit: str) -> tuple[Predictions, dict[str, 
         )
     if predictions.patients is not None:
         for name, part in measured.items():
-            both = sorted(set(fitted.patients) & set(part.patients))  # type: ignore[arg-type]
+            both = sorted(set(fitted.patients) & set(part.patients))
             if both:
                 more = f" and {len(both) - _NAMED} more" if len(both) > _NAMED else ""
                 raise DataError(
-                    f"{len(both)} patients are in {fit!r} and in {name!r}: {', '.join(both[:_NAMED])}{more}.",
+                    f"{fit!r} and {name!r} share {len(both)} of their patients: {', '.join(both[:_NAMED])}{more}.",
                     "Split by patient, or the calibration is measured on what it was fitted on.",
                 )
-    return fitted, measured
+    left = ["The split train is left out: the network has seen these tiles."] if "train" in predictions.splits else []
+    return fitted, measured, left
 
 
 def _rules(
@@ -170,7 +173,7 @@ def _rules(
         for conditional in (False, True):
             rule = fit_conformal(
                 p[own], fitted.y[own], u[own], method=method, alpha=config.alpha, conditional=conditional, **more
-            )  # type: ignore[arg-type]
+            )
             rules[f"{method}-by-class" if conditional else method] = rule
             notes += [f"{method.upper()}: {note}" for note in rule.notes]
     return rules, base, notes

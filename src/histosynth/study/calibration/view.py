@@ -11,12 +11,13 @@ from histosynth.core.files import write_json, write_text
 from histosynth.study import figures
 from histosynth.study.figures import HELPS, HURTS, INK, Panel, Point
 from histosynth.study.report import page_template
+from histosynth.study.view import pretty
 
 TITLES = {
     "none": "As it is",
-    "temperature": "Temperature",
+    "temperature": "Temperature scaling",
     "vector": "Vector scaling",
-    "isotonic": "Isotonic",
+    "isotonic": "Isotonic regression",
 }
 RULES = {
     "lac": ("LAC", "one limit on the probability: the smallest sets on average"),
@@ -72,9 +73,8 @@ def sentence(report: Mapping[str, Any]) -> str:
     if low is not None:
         interval = f"{100 * split['level']:g} % interval {_signed(low)} to {_signed(high)}"
         span = f"difference {_signed(difference['value'])}, {interval}"
-    words = {"temperature": "temperature scaling", "vector": "vector scaling", "isotonic": "isotonic regression"}
     return (
-        f"For patients of {fit} that it was not fitted on, {words.get(chosen, chosen)} is the simplest calibrator "
+        f"For patients of {fit} that it was not fitted on, {_title(chosen).lower()} is the simplest calibrator "
         "that is about as good as the best. "
         f"{claim} {name}: {before:.3f} before, {after:.3f} after ({span}; {split['tiles']} tiles"
         f"{_patients(split)}). {_temper(report)}"
@@ -87,15 +87,13 @@ def context(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     level = f"{100 * report['settings']['level']:g} %"
     return {
         "r": report,
-        "titles": TITLES,
         "level": level,
         "goal": f"{100 * (1 - report['settings']['alpha']):g} %",
         "splits": [_split(name, split, report, folder) for name, split in measured.items()],
         "glance": _glance(report, measured),
-        "rules": [(*RULES[name], rule) for name, rule in report["conformal"]["rules"].items() if name in RULES],
-        "base": TITLES[report["conformal"]["probabilities"]].lower(),
+        "base": _title(report["conformal"]["probabilities"]).lower(),
         "worth": [
-            {"title": TITLES[kind], "value": f"{value:.4f}", "chosen": kind == report["chosen"]}
+            {"title": _title(kind), "value": f"{value:.4f}", "chosen": kind == report["chosen"]}
             for kind, value in report["fit"]["cross_validated_nll"].items()
         ],
         "counts": [
@@ -111,8 +109,8 @@ def _split(name: str, split: Mapping[str, Any], report: Mapping[str, Any], folde
         rows = [{"count" if k == "tiles" else k: v for k, v in row.items()} for row in bins]
         png = folder / f"reliability-{_file(name)}-{kind}.png"
         error = split["measures"][kind]["ece"]["value"]
-        title = f"{TITLES[kind]}: ECE {error:.3f}"
-        diagrams.append(figures.reliability(rows, title, _SHADES[kind], error, png))
+        title = f"{_title(kind)}: ECE {error:.3f}"
+        diagrams.append(figures.reliability(rows, title, _SHADES.get(kind, figures.MUTED), error, png))
     kinds = list(split["measures"])
     rows = []
     for key, title, meaning in (*_ROWS, *_SHARES):
@@ -132,7 +130,7 @@ def _split(name: str, split: Mapping[str, Any], report: Mapping[str, Any], folde
         "patients": split["patients"],
         "notes": split["notes"],
         "diagrams": diagrams,
-        "kinds": [TITLES[kind] for kind in kinds],
+        "kinds": [_title(kind) for kind in kinds],
         "rows": rows,
         "sets": [_sets(rule, split) for rule in RULES],
         "classes": [_class_row(k, label, split) for k, label in enumerate(report["classes"])],
@@ -147,7 +145,10 @@ def _sets(rule: str, split: Mapping[str, Any]) -> dict[str, Any]:
         sizes = found["sizes"]
         cells += [
             {"text": _percent(found["coverage"]["value"]), "interval": _interval(found["coverage"], _percent)},
-            {"text": f"{found['size']['value']:.2f}", "interval": f"{sizes[0]:.0%} empty, {sizes[1]:.0%} one class"},
+            {
+                "text": f"{found['size']['value']:.2f}",
+                "interval": f"{100 * sizes[0]:.0f} % empty, {100 * sizes[1]:.0f} % one class",
+            },
         ]
     return {"title": RULES[rule][0], "meaning": RULES[rule][1], "cells": cells}
 
@@ -179,7 +180,7 @@ def _glance(report: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict
     for name, split in measured.items():
         for kind in dict.fromkeys(("none", report["chosen"])):
             found = split["measures"][kind]["ece"]
-            boxes.append({"title": f"ECE on {name}, {TITLES[kind].lower()}", "value": _three(found["value"]),
+            boxes.append({"title": f"ECE on {name}, {_title(kind).lower()}", "value": _three(found["value"]),
                           "note": _interval(found, _three) or "no interval"})  # fmt: skip
         sets = split["conformal"]["aps"]
         boxes.append({"title": f"APS sets on {name}", "value": _percent(sets["coverage"]["value"]),
@@ -195,6 +196,10 @@ def _word(difference: Mapping[str, Any], key: str) -> dict[str, str] | str:
         return ""
     better = (high < 0) != (key == "accuracy")
     return {"text": "better" if better else "worse", "colour": HELPS if better else HURTS}
+
+
+def _title(kind: str) -> str:
+    return TITLES.get(kind, pretty(kind))
 
 
 def _error(split: Mapping[str, Any], kind: str, name: str) -> str:
