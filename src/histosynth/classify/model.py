@@ -184,15 +184,8 @@ def temperature_of(logits: Callable[[np.ndarray], Tensor], val: TileArray) -> tu
         found = f"{len(val)} tiles of {len(np.unique(val.labels))} classes"
         needed = f"needs {ENOUGH_TO_CALIBRATE} tiles of two classes"
         return 1.0, [f"Not calibrated (temperature 1): validation has {found}; it {needed}."]
-    z = logits(np.asarray(val.images)).numpy()
-    flawless = bool((z.argmax(axis=1) == val.labels).all())
-    fit = calibration.fit_temperature(z, val.labels, smoothing=1 / (len(val) + 2) if flawless else 0.0)
-    notes = []
-    if flawless:
-        notes.append("Every validation tile is right, so the temperature was fitted to smoothed targets.")
-    if fit.note:
-        notes.append(f"Calibration: {fit.note}.")
-    return fit.temperature, notes
+    fitted = calibration.Temperature.fit(logits(np.asarray(val.images)).numpy(), val.labels)
+    return fitted.temperature, list(fitted.notes)
 
 
 def inspected(train: TileArray, val: TileArray) -> list[str]:
