@@ -1,4 +1,4 @@
-"""How a classifier is trained: every setting, checked when it is made."""
+"""How classifiers are trained: every setting, checked when it is made. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -153,3 +153,28 @@ _CHOICES = (
     ("sampling", get_args(Sampling)),
     ("precision", ("float32", "bfloat16")),
 )
+
+
+@dataclass(frozen=True)
+class TrainClassifierConfig:
+    """A classifier on a tile set."""
+
+    kind: str = "mobilenet-v2"
+    """mobilenet-v2, efficientnet-b0, resnet-18; or a probe on an encoder, such as linear:tissue-tiny or knn:colour."""
+    classifier: ClassifierConfig = ClassifierConfig()
+    """The training."""
+    size: int = 64
+    """Edge length in pixels."""
+    seed: int = 0
+    """Seed of the training."""
+    threads: int = 1
+    """Threads of the processor. With 1 the weights do not depend on how many cores the machine has; 0 takes all."""
+    replicates: int = 1000
+    """Of the bootstrap over patients."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 8), ("threads", 0), ("replicates", 2)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name} is {getattr(self, name)}.", f"Use at least {least}.")

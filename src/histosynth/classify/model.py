@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +163,9 @@ def checked_images(images: Tensor | np.ndarray) -> Tensor:
     Raises:
         DataError: not uint8 [N, 3, H, W].
     """
-    images = torch.as_tensor(images)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+        images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise DataError(f"Tiles have shape {tuple(images.shape)} and type {images.dtype}.", "Give uint8 [N, 3, H, W].")
     return images

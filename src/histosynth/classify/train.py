@@ -108,18 +108,10 @@ def _optimise(
     )
     steps = config.length(len(train), len(train.members))
     kept, watch = KeptWeights(parameters, config), Watch(config)
-    saved = (
-        None
-        if state is None
-        else _State(
-            state,
-            result,
-            optimiser,
-            kept,
-            watch,
-            (result.architecture, result.initialisation, config, seed, train.digest()),
-        )
-    )
+    saved = None
+    if state is not None:
+        training = f"{result.architecture} {result.initialisation} {config} {seed} {train.digest()}"
+        saved = _State(state, result, optimiser, kept, watch, training)
     first = 0 if saved is None else saved.load()
     for _ in range(first if tick is not None else 0):
         tick()
@@ -296,7 +288,7 @@ def _look(result: Classifier, val: TileArray, config: ClassifierConfig) -> dict[
     probs = torch.softmax(logits.double(), dim=1).numpy()
     matrix = scores.confusion_matrix(val.labels, probs.argmax(axis=1), len(val.classes))
     loss = nn.functional.cross_entropy(
-        logits, torch.from_numpy(np.asarray(val.labels, dtype=np.int64)), label_smoothing=config.label_smoothing
+        logits, torch.tensor(val.labels, dtype=torch.int64), label_smoothing=config.label_smoothing
     )
     return {
         "val_loss": float(loss),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from histosynth.classify.train import ClassifierConfig
+from histosynth.classify.config import TrainClassifierConfig
 from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
 from histosynth.diffusion.config import DiffusionConfig
@@ -75,48 +74,24 @@ def train_diffusion(
     _train(partial(train, held_out=held_out), tiles, out, config, split, device)
 
 
-@dataclass(frozen=True)
-class TrainClassifierConfig:
-    """A classifier on a tile set."""
-
-    classifier: ClassifierConfig = ClassifierConfig()
-    """The training."""
-    size: int = 64
-    """Edge length in pixels."""
-    seed: int = 0
-    """Seed of the training."""
-
-
 def train_classifier(
     tiles: Path,
     out: Path,
     *,
     config: Annotated[TrainClassifierConfig, Parameter(name="*")] = TrainClassifierConfig(),
 ) -> None:
-    """Train a classifier on the train split, calibrate it on val, and score it on test.
+    """Train a classifier on the split train, calibrate it on val, and score the saved file on both and on test.
+
+    Writes its checkpoint, predictions.csv (see `histosynth calibrate`), confusion matrices and the learning curve;
+    repeat the command to go on. `histosynth convert` exports the checkpoint.
 
     Args:
         tiles: a tile set.
         out: folder of the run.
     """
-    from histosynth.classify.scores import scores
-    from histosynth.classify.train import train_classifier as train
-    from histosynth.core.progress import bar
-    from histosynth.core.run import Run
+    from histosynth.study.classifier import run_training
 
-    tileset = TileSet.open(tiles)
-    splits = {s: tileset.array(s, size=config.size) for s in ("train", "val", "test")}
-    with Run.open(out, "train classifier", config, parents=[tileset.digest]) as run:
-        with bar("Classifier", config.classifier.steps) as tick:
-            model = train(splits["train"], splits["val"], config.classifier, seed=config.seed, tick=lambda: tick(1))
-        model.save(run.checkpoint_path("classifier"))
-        found = scores(model.probabilities(splits["test"].tensor()).numpy(), splits["test"].labels, tileset.classes)
-        run.finish(test=found)
-    say(
-        f"Test: balanced accuracy {found['balanced_accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}, "
-        f"ECE {found['ece']:.3f} on {len(splits['test'])} tiles."
-    )
-    say(f"Classifier: {run.checkpoint_path('classifier')}")
+    run_training(tiles, out, config)
 
 
 def _train(train: Callable[..., Path], tiles: Path, out: Path, config: Any, split: str, device: str) -> None:
