@@ -91,7 +91,7 @@ def _classifier(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         raise SettingError(f"seconds is {config.seconds:g}.", "The classifier counts in steps alone: set --steps.")
     # strong views, so that what is learnt does not rest on the simulator's stains and scanners
     settings = ClassifierConfig(
-        steps=config.steps, batch=64, lr=4e-3, augment="strong", average=0.999, weights="none", dropout=0.2
+        steps=config.steps, batch=64, lr=1e-2, augment="strong", average=0.99, weights="none", dropout=0.2
     )
     others = _unseen(config)
     state = ensure_folder(folder) / "state.safetensors"
@@ -163,6 +163,8 @@ def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         schedule="clock",
         seed=config.seed,
         init="none",
+        min_snr=0.0,
+        lr_base=1e-3,
         autoencoder=str(_asset(config, "autoencoder")),
     )
     return export_base(train_diffusion(tiles, settings, folder, device=config.device), _asset(config, "diffusion-base"))
