@@ -12,7 +12,7 @@ from typing import Any
 
 from histosynth.classify.fit import ticks
 from histosynth.core.device import pick_device
-from histosynth.core.errors import SettingError
+from histosynth.core.errors import RunError, SettingError
 from histosynth.core.pool import default_workers, one_thread, run_tasks
 from histosynth.core.progress import bar
 from histosynth.study.usefulness.cells import (
@@ -90,6 +90,7 @@ def run_on_ray(
 
     Raises:
         SettingError: Ray is not installed.
+        RunError: an actor died.
     """
     try:
         import ray
@@ -111,7 +112,15 @@ def run_on_ray(
             done, _ = ray.wait(list(running))
             for reference in done:
                 actor = running.pop(reference)
-                finished(ray.get(reference))
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None  # what the cell said, as it would be without Ray
+                except ray.exceptions.RayActorError as error:
+                    raise RunError(
+                        "An actor of Ray ended without a word.", "Repeat the command: whole cells are kept."
+                    ) from error
+                finished(result)
                 if (task := next(queue, None)) is not None:
                     running[actor.work.remote(task)] = actor
     finally:
