@@ -298,3 +298,21 @@ def test_the_gradient_of_spread_is_finite_for_equal_tiles_and_drives_them_apart(
     before.backward()
     assert fake.grad is not None and torch.isfinite(fake.grad).all() and fake.grad.abs().sum() > 0
     assert spread_penalty([(fake - 10 * fake.grad).detach()], real) < before.detach()
+
+
+def test_spread_is_compared_within_classes_and_sees_one_layout_in_many_colours() -> None:
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    kinds = 5 * torch.randn(4, 3, 4, 4, generator=draw)[labels]
+    real = [kinds + torch.randn(8, 3, 4, 4, generator=draw)]
+    copies = [real[0][::2].repeat_interleave(2, dim=0)]  # two equal tiles of every class
+    assert float(spread_penalty(copies, real)) < 0.1  # classes differ enough to hide it
+    assert float(spread_penalty(copies, real, labels)) == pytest.approx(1.0, abs=0.01)
+    tinted = [copies[0] + 2 * torch.randn(8, 3, 1, 1, generator=draw)]  # one layout, other colours
+    assert float(spread_penalty(tinted, real, labels)) == pytest.approx(0.5, abs=0.01)
+    order = torch.randperm(8, generator=draw)
+    fake = [0.5 * real[0]]
+    torch.testing.assert_close(
+        spread_penalty([fake[0][order]], [real[0][order]], labels[order]), spread_penalty(fake, real, labels)
+    )
+    assert float(spread_penalty([fake[0][::2]], [real[0][::2]], labels[::2])) == 0.0  # no class has two

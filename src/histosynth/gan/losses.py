@@ -213,23 +213,40 @@ def _apart(fake: Tensor, real: Tensor, paired: bool) -> Tensor:
     return F.mse_loss(fake.mean(0), real.mean(0)) + F.mse_loss(*spread)
 
 
-def spread_penalty(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """How much less fake tiles differ from one another than real ones.
+def spread_penalty(fake: Sequence[Tensor], real: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+    """How much less fake tiles of a class differ from one another than real ones.
 
-    The mean over the maps of relu(1 - s_fake / s_real)^2, where s is the standard deviation over the batch at each
-    place of a feature map, averaged over places and channels. Tiles that share one layout and differ in colour alone
-    have little of it. A judge that looks at one tile at a time cannot see that; that a ratio tells a generator so is
-    the idea of mode seeking (1903.05628).
+    The mean of relu(1 - s_fake / s_real)^2, where s is the pooled standard deviation within classes at each place of a
+    feature map, averaged over places and channels: of the maps as they are, and of the maps less their mean over
+    places, because tiles that share one layout and differ in colour have much of the former and little of the latter.
+    A judge that looks at one tile at a time cannot see that; that a ratio tells a generator so is the idea of mode
+    seeking (1903.05628).
 
     Args:
-        fake, real: feature maps [N, C, h, w] of as many tiles of the same classes, N at least 2; one tile has no
-            spread, and 0 is returned.
+        fake, real: feature maps [N, C, h, w] of as many tiles of the same classes. Where no class has two tiles there
+            is no spread, and 0 is returned.
+        labels: int64 [N]; none: all of one class.
     """
-    if len(fake[0]) < 2:
+    count = len(fake[0])
+    labels = torch.zeros(count, dtype=torch.long, device=fake[0].device) if labels is None else labels
+    _, member, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    freedom = count - len(sizes)
+    if not freedom:
         return fake[0].sum() * 0.0
+    # [classes, N]: the mean of each class is one matrix product
+    share = F.one_hot(member, len(sizes)).float().T / sizes[:, None]
     lacks = []
     for made, true in zip(fake, real, strict=True):
-        # the constant keeps the gradient of the root finite where all tiles are equal
-        own, wanted = (((x.float().var(dim=0) + 1e-6).sqrt()).mean() for x in (made, true))
-        lacks.append(torch.relu(1 - own / wanted.detach()).square())
+        for layout in (False, True) if made.shape[-1] > 1 else (False,):
+            own, wanted = (_within(x.float(), share, member, freedom, layout) for x in (made, true))
+            lacks.append(torch.relu(1 - own / wanted.detach()).square())
     return torch.stack(lacks).mean()
+
+
+def _within(x: Tensor, share: Tensor, member: Tensor, freedom: int, layout: bool) -> Tensor:
+    """The pooled deviation within classes of maps [N, C, h, w], averaged over places and channels."""
+    x = x - x.mean(dim=(2, 3), keepdim=True) if layout else x
+    means = torch.einsum("kn,nchw->kchw", share, x)
+    variance = (x - means[member]).square().sum(dim=0) / freedom
+    # the constant keeps the gradient of the root finite where all tiles are equal
+    return (variance + 1e-6).sqrt().mean()

@@ -131,7 +131,7 @@ class TrainingStep:
             if config.spread and players.head is not None:
                 with torch.no_grad():
                     true = players.head.see(part.real, players.dtype)
-                lack = spread_penalty(players.head.see(fake, players.dtype), true)
+                lack = spread_penalty(players.head.see(fake, players.dtype), true, part.labels)
                 terms["g_spread"] = config.spread, lack
             self._backward(step, "g_loss", terms, len(parts))
             part.fake = fake.detach()
