@@ -127,7 +127,7 @@ class BaseTissueConfig:
     """Patients a hospital."""
     field_min_um: float = 90.0
     """Smallest field of view; log-uniform between this and `field_max_um`."""
-    field_max_um: float = 260.0
+    field_max_um: float = 400.0
     """Largest field of view."""
     seed: int = 1_000_003
     """Seed; hospitals of base tissue never share a seed with those of `tiles phantom` and the demo."""
