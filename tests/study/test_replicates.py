@@ -133,19 +133,19 @@ def test_every_patient_drawn_once_gives_the_whole(rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "auroc", "ece", "brier"])
-@pytest.mark.parametrize("luck", [0.05, 0.3])
-def test_the_intervals_cover_the_truth_about_as_often_as_they_say(metric, luck, capsys):
+@pytest.mark.parametrize(("runs", "luck"), [(3, 0.05), (3, 0.3), (5, 0.05), (5, 0.3)])
+def test_the_intervals_cover_the_truth_about_as_often_as_they_say(metric, runs, luck, capsys):
     """The truth is the mean difference over many studies of this size; the share covered is printed."""
     rng = np.random.default_rng(11)
 
     def study() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        y, (a, b), groups = scored(rng, skill=(0.8, 1.3), patients=40, runs=4, luck=luck)
+        y, (a, b), groups = scored(rng, skill=(0.8, 1.3), patients=40, runs=runs, luck=luck)
         return y, a, b, groups
 
     differences = []
     for _ in range(1500):
         y, a, b, groups = study()
-        draws = draw(groups, 4, 1, rng)
+        draws = draw(groups, runs, 1, rng)
         values = [replicate([metric], y, arm, draws)[metric].whole.mean() for arm in (a, b)]
         differences.append(values[1] - values[0])
     truth, covered = np.mean(differences), 0
@@ -154,8 +154,9 @@ def test_the_intervals_cover_the_truth_about_as_often_as_they_say(metric, luck, 
         found = paired_bootstrap(y, a, b, groups, metric, seed=seed, n=400)
         covered += found["low"] <= truth <= found["high"]
     with capsys.disabled():
-        print(f"\n{metric}, spread of runs {luck}: {covered / 4:.1f} % of 400 intervals cover the truth")
-    assert 0.90 <= covered / 400 <= 0.99
+        print(f"\n{metric}, {runs} runs that spread by {luck}: {covered / 4:.1f} % of 400 intervals cover the truth")
+    # three runs tell little of how much runs differ: where that is most of it, the interval is too narrow
+    assert (0.90 if runs > 3 else 0.86) <= covered / 400 <= 0.99
 
 
 def test_the_p_value_agrees_with_the_interval(rng):

@@ -106,12 +106,13 @@ def _measure(metric: str, y: np.ndarray) -> Measure | None:
         return None
     if metric in _COUNTED:
         return _COUNTED[metric]
-    kind, _, index = metric.partition(":")
-    if kind == "recall" and index.isdecimal():
-        k = int(index)
-        if not (y == k).any():
-            raise DataError(f"metric is {metric!r}, but no tile is of class {k}.", "Leave this class out.")
-        return lambda confusion: scores.recalls(confusion)[..., k]
+    kind, _, indices = metric.partition(":")
+    if kind == "recall" and all(index.isdecimal() for index in indices.split("+")):
+        classes = [int(index) for index in indices.split("+")]
+        for k in classes:
+            if not (y == k).any():
+                raise DataError(f"metric is {metric!r}, but no tile is of class {k}.", "Leave this class out.")
+        return lambda confusion: _known_mean(scores.recalls(confusion)[..., classes])
     raise SettingError(f"metric is {metric!r}.", did_you_mean(metric, [*_COUNTED, *_FROM_PROBABILITIES, "recall:0"]))
 
 

@@ -14,7 +14,7 @@ from histosynth.core.files import read_json, write_json
 from histosynth.study.replicates import Replicated, draw
 from histosynth.study.usefulness.assess import assess
 from histosynth.study.usefulness.curves import readable, worth
-from tests.study.usefulness.contract import CLASSES, made_up
+from tests.study.usefulness.contract import CLASSES, RARE, made_up
 
 REPLICATES = 300
 
@@ -51,6 +51,8 @@ def test_scores_and_differences_are_those_of_the_logits(found):
     score = next(r for r in found["scores"] if wanted.items() <= r.items())
     assert score["per_seed"]["balanced_accuracy"] == pytest.approx(arm)
     assert score["train_tiles"]["HGIN"] == [5.0, 120.0] and score["generator_saw_more"]
+    recalls = [score["recall"][label]["mean"] for label in RARE]
+    assert score["scores"]["rare_recall"]["mean"] == pytest.approx(np.mean(recalls))
     wanted |= {"metric": "balanced_accuracy", "against": "real_classical"}
     row = next(r for r in found["differences"] if wanted.items() <= r.items())
     assert row["mean"] == pytest.approx(np.mean(arm) - np.mean(baseline))
@@ -62,7 +64,7 @@ def test_every_secondary_comparison_is_adjusted_for_its_family(found):
     for row in found["differences"]:
         families.setdefault(row["family"], []).append(row)
     assert len(families["primary"]) == 2 and len(families["classes"]) == 2 * len(CLASSES)
-    assert len(families["scores"]) == 2 * 3 and len(families["sets"]) == 2
+    assert len(families["scores"]) == 2 * 4 and len(families["sets"]) == 2
     # 3 numbers x 2 shares x (two generators, both, two selected), two arms of synthetic tiles, less two primary ones
     assert len(families["conditions"]) == 3 * 2 * 5 + 2 - 2
     for name, rows in families.items():

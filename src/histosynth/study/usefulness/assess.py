@@ -23,13 +23,14 @@ from histosynth.study.usefulness.curves import readable, worth
 from histosynth.study.usefulness.results import Condition, Results, TestSet, read_results
 
 PRIMARY = "balanced_accuracy"
+RARE = "rare_recall"
 METRICS = ("balanced_accuracy", "macro_f1", "accuracy", "auroc", "ece", "brier", "nll")
-COMPARED = ("balanced_accuracy", "macro_f1", "auroc", "ece")
+COMPARED = ("balanced_accuracy", RARE, "macro_f1", "auroc", "ece")
 LIMITS = {"brier": (0.0, 2.0), "nll": (0.0, np.inf)}
 FAMILIES = {
     "conditions": "balanced accuracy of the other arms, numbers of tiles and shares",
     "classes": "recall of each class where the verdict is taken",
-    "scores": "macro F1, AUROC and calibration error where the verdict is taken",
+    "scores": "recall of the rare classes together, macro F1, AUROC and calibration error where the verdict is taken",
     "sets": "balanced accuracy on the other test sets",
 }
 BINS = 10  # of the reliability diagrams
@@ -128,8 +129,20 @@ def _primary(results: Results) -> Primary:
 
 
 def _replicated(results: Results, condition: Condition, test: TestSet, draws: Draws) -> dict[str, Replicated]:
-    recalls = [f"recall:{k}" for k in np.unique(test.y)]
-    return replicate([*METRICS, *recalls], test.y, results.probabilities(condition, test), draws)
+    present = np.unique(test.y)
+    recalls = [f"recall:{k}" for k in present]
+    rare = "+".join(str(k) for k in present if results.plan["classes"][k] in results.plan["rare"])
+    found = replicate(
+        [*METRICS, *recalls, *([f"recall:{rare}"] if rare else [])],
+        test.y,
+        results.probabilities(condition, test),
+        draws,
+    )
+    return (
+        {m: found[m] for m in METRICS}
+        | ({RARE: found[f"recall:{rare}"]} if rare else {})
+        | {m: found[m] for m in recalls}
+    )
 
 
 def _scores(
@@ -150,7 +163,7 @@ def _scores(
     classes = results.plan["classes"]
     return {
         **vars(condition), "set": test.name,
-        "scores": {m: summed(m) for m in METRICS},
+        "scores": {m: summed(m) for m in values if not m.startswith("recall:")},
         "recall": {c: summed(f"recall:{k}") if f"recall:{k}" in values else None for k, c in enumerate(classes)},
         "per_seed": {m: [float(v) if np.isfinite(v) else None for v in values[m].whole] for m in METRICS},
         "train_tiles": {c: np.mean([cell["train_tiles"][c] for cell in cells], axis=0).tolist() for c in classes},

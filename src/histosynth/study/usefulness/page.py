@@ -10,7 +10,7 @@ from typing import Any
 import histosynth
 from histosynth.core.files import write_json, write_text
 from histosynth.study.report import page_template
-from histosynth.study.usefulness.tables import SCORES, arms_table
+from histosynth.study.usefulness.tables import arms_table, columns
 from histosynth.study.usefulness.view import context, where
 
 
@@ -45,7 +45,7 @@ def card(report: Mapping[str, Any]) -> str:
     lines = [f"# {report['title']}", ""]
     lines += [f"- **{v['word']}**: {v['sentence']}" for v in report["verdicts"]] or ["- No generator was compared."]
     lines += ["", f"Taken at {where(report)}. Baseline: {primary['baseline']}.", ""]
-    titles = [title for _, title, _ in SCORES]
+    titles = [title for _, title, _ in columns(report)]
     lines += [f"| Training set | Real | Synthetic | {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) + 2)}"]
     for row in arms_table(report):
         cells = [c["text"] + (f" ({c['interval']})" if c["interval"] else "") for c in row["cells"]]

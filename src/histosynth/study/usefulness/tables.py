@@ -10,6 +10,7 @@ from histosynth.study.usefulness.rows import added, arm_of, here, mark, pick, ra
 
 SCORES = (
     ("balanced_accuracy", "Balanced accuracy", "% ↑"),
+    ("rare_recall", "Rare classes", "recall, % ↑"),
     ("macro_f1", "Macro F1", "% ↑"),
     ("auroc", "AUROC", "% ↑"),
     ("ece", "Calibration error", "% ↓"),
@@ -17,6 +18,9 @@ SCORES = (
     ("nll", "Log loss", "nats ↓"),
 )
 _PLAIN = ("brier", "nll")  # not shares
+_TITLES = {name: f"{title} ↓" if "↓" in note else title for name, title, note in SCORES} | {
+    "rare_recall": "Recall of the rare classes",
+}
 
 
 def worth_table(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +52,11 @@ def recall_table(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
+def columns(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, title and unit of the scores that there are; without rare classes there is no recall of them."""
+    return [row for row in SCORES if row[0] in result["scores"][0]["scores"]]
+
+
 def arms_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All scores of every arm where the verdict is taken."""
     rows = []
@@ -58,7 +67,7 @@ def arms_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append({
             "title": arm["title"], "mark": mark(result, arm), "real": f"{real:,.0f}", "made": f"{made:,.0f}",
             "kept": "" if kept is None else f"{100 * sum(kept.values()) / max(len(kept), 1):.0f} % kept",
-            "cells": [_cell(name, row["scores"][name]) for name, _, _ in SCORES],
+            "cells": [_cell(name, row["scores"][name]) for name, _, _ in columns(result)],
         })  # fmt: skip
     return rows
 
@@ -112,7 +121,7 @@ def secondary_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = []
         for row in pick(result["differences"], family=family):
             arm, p = arm_of(result, row["arm"]), row["p_adjusted"]
-            score = f"recall of {row['class']}" if row["class"] else view.score_title(row["metric"])
+            score = f"recall of {row['class']}" if row["class"] else _TITLES[row["metric"]]
             rows.append({
                 "title": arm["title"], "mark": mark(result, arm), "tiles": tiles_named(row["n"]),
                 "share": f"{100 * row['share']:g} %", "score": f"{score}, {titles[row['set']]}"

@@ -50,7 +50,7 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
         "classes": class_panel(result),
         "recalls": tables.recall_table(result),
         "reliability": reliability_panels(result),
-        "columns": tables.SCORES,
+        "columns": tables.columns(result),
         "arms": tables.arms_table(result),
         "sets": tables.sets_table(result),
         "trts": tables.trts_table(result),
