@@ -19,6 +19,7 @@ from histosynth.classify.model import can_calibrate, checked_images, inspected, 
 from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.seeds import torch_generator
+from histosynth.core.threads import on_one_thread
 from histosynth.core.types import Encoder
 from histosynth.encoders.store import weights_hash
 from histosynth.tiles.batches import TileArray, symmetry
@@ -137,6 +138,7 @@ class Probe:
         )
 
 
+@on_one_thread
 def fit_probe(
     probe: str,
     encoder: str,
