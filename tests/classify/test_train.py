@@ -334,3 +334,5 @@ def test_strong_views_keep_size_and_range():
     assert found.shape == images.shape and found.min() >= -0.01 and found.max() <= 255.01
     assert torch.equal(found, augment.augmented(images, config, torch.Generator().manual_seed(0)))
     assert torch.equal(augment.augmented(images, ClassifierConfig(), torch.Generator()), images.float())
+    with pytest.raises(SettingError, match="30 px"):
+        augment.augmented(images[..., :30, :30], config, torch.Generator())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from histosynth.classify.config import ClassifierConfig
+from histosynth.core.errors import SettingError
 from histosynth.encoders.views import view
 
 # Optical densities of haematoxylin, eosin and a residual (DAB), one stain a row, for red, green and blue:
@@ -124,8 +125,15 @@ def augmented(images: Tensor, config: ClassifierConfig, generator: torch.Generat
 
     Returns:
         float32 [N, 3, S, S] in [0, 255], on the device of `images`.
+
+    Raises:
+        SettingError: strong views of tiles whose edge is no multiple of 8 pixels.
     """
     if config.augment == "strong":
+        if images.shape[-1] % 8:
+            raise SettingError(
+                f"augment is 'strong' for tiles of {images.shape[-1]} px.", "Use a multiple of 8 px, or classical."
+            )
         return (view(images.cpu(), images.shape[-1], generator) + 1).mul(127.5).to(images.device)
     return classical(images.float(), generator, config) if config.augment == "classical" else images.float()
 
