@@ -38,7 +38,7 @@ VERBS = {
         "Train or fine-tune the diffusion model.",
     ),
     "train classifier": (
-        "histosynth.study.verbs.train:train_classifier",
+        "histosynth.study.verbs.train_classifier:train_classifier",
         "Train and calibrate a classifier.",
     ),
     "train base": ("histosynth.study.base:train_base", "Train the shipped base weights on simulated tissue."),

@@ -1,4 +1,4 @@
-"""Verbs that train one model on a tile set."""
+"""Verbs that train a generator on a tile set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from histosynth.classify.config import TrainClassifierConfig
 from histosynth.core.errors import SettingError
 from histosynth.core.progress import say
 from histosynth.diffusion.config import DiffusionConfig
@@ -72,26 +71,6 @@ def train_diffusion(
         tileset = TileSet.open(tiles)
         held_out = tileset.array("val", size=config.size) if (tileset.kept.split == "val").any() else None
     _train(partial(train, held_out=held_out), tiles, out, config, split, device)
-
-
-def train_classifier(
-    tiles: Path,
-    out: Path,
-    *,
-    config: Annotated[TrainClassifierConfig, Parameter(name="*")] = TrainClassifierConfig(),
-) -> None:
-    """Train a classifier on the split train, calibrate it on val, and score the saved file on both and on test.
-
-    Writes its checkpoint, predictions.csv (see `histosynth calibrate`), confusion matrices and the learning curve;
-    repeat the command to go on. `histosynth convert` exports the checkpoint.
-
-    Args:
-        tiles: a tile set.
-        out: folder of the run.
-    """
-    from histosynth.study.classifier import run_training
-
-    run_training(tiles, out, config)
 
 
 def _train(train: Callable[..., Path], tiles: Path, out: Path, config: Any, split: str, device: str) -> None:
