@@ -49,8 +49,8 @@ class ClassifierConfig:
     freeze: int = 0
     """Steps at the start in which only the last layer learns."""
     augment: Augment = "none"
-    """classical: flips, quarter turns, stain jitter in optical density, blur, JPEG. strong: any turn, crops, another
-    staining and scanner too, as for an encoder."""
+    """classical: flips, quarter turns, stain jitter in optical density, blur, and JPEG where `jpeg` asks for it.
+    strong: any turn, crops, another staining and scanner too, as for an encoder."""
     jitter: float = 0.1
     """classical: how much stronger or weaker each stain may get (0 = off)."""
     blur: float = 0.3
