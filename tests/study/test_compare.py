@@ -16,10 +16,8 @@ from PIL import Image
 from histosynth.cli import main
 from histosynth.core.errors import DataError, RunError, SettingError
 from histosynth.study import compare as compare_module
-from histosynth.study import utility
 from histosynth.study.compare import CompareConfig, compare
 from histosynth.study.plan import make_plan
-from histosynth.tiles.batches import TileArray
 from histosynth.tiles.tileset import TileSet
 
 TOY = {
@@ -30,6 +28,7 @@ TOY = {
     "classifier_steps": 3,
     "synthetic_per_class": 6,
     "generator_steps": {"gan": 2, "diffusion": 2},
+    "workers": 1,
 }
 
 
@@ -78,8 +77,8 @@ def test_report_is_whole(finished, source):
     assert set(report["generators"]) == {"gan", "diffusion"}
     assert [v["generator"] for v in report["verdicts"]] == ["gan", "diffusion"]
     for spoken in report["verdicts"]:
-        expected = "helps" if spoken["low"] > 0 else "hurts" if spoken["high"] < 0 else "no evidence"
-        assert spoken["word"] == expected
+        none = {"no evidence", "no relevant difference"}
+        assert spoken["word"] in ({"helps"} if spoken["low"] > 0 else {"hurts"} if spoken["high"] < 0 else none)
     arms = {a["name"]: a for a in report["utility"]["arms"]}
     assert list(arms) == ["real", "real_classical", "real_gan", "real_diffusion", "gan_only", "diffusion_only"]
     test_tiles = sum(report["data"]["counts"]["test"].values())
@@ -182,19 +181,6 @@ def test_minutes_become_steps_by_fixed_rates():
     assert long.generator_steps["gan"] == 7
     assert long.generator_steps["diffusion"] == pytest.approx(10 * short.generator_steps["diffusion"], rel=0.05)
     assert long.classifier_steps >= short.classifier_steps
-
-
-def test_training_sets_of_the_arms():
-    def tiles(count, prefix):
-        images = np.zeros((2 * count, 3, 8, 8), np.uint8)
-        return TileArray(images, np.arange(2 * count) % 2, [f"{prefix}{i}" for i in range(2 * count)], ("a", "b"))
-
-    chosen = {a.name: a for a in utility.arms({"gan": "GAN"})}
-    real, made = tiles(3, "r"), {"gan": tiles(5, "s")}
-    assert utility.training_set(chosen["real"], real, made) is real
-    assert utility.training_set(chosen["gan_only"], real, made).ids == made["gan"].ids
-    mixed = utility.training_set(chosen["real_gan"], real, made)
-    assert mixed.ids == real.ids + made["gan"].ids and mixed.sources.tolist() == [0] * 6 + [1] * 10
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from histosynth.classify.train import ClassifierConfig
 from histosynth.core.errors import DataError
 from histosynth.core.seeds import numpy_rng
-from histosynth.study import utility
+from histosynth.study.usefulness.plan import BASELINE
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.tileset import SPLITS, TileSet, set_aside
 
@@ -124,7 +124,7 @@ def protocol(
         "width": classifier.width,
         "seeds": list(seeds),
         "primary": "balanced accuracy",
-        "baseline": utility.BASELINE,
+        "baseline": BASELINE,
         "interval": "95 %, paired bootstrap over patients and training seeds",
         "test_tiles": len(test),
         "test_patients": len(set(test.groups or [])),

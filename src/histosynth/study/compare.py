@@ -31,11 +31,13 @@ from histosynth.core.run import Run, is_finished
 from histosynth.core.seeds import derive
 from histosynth.core.types import GeneratorFamily
 from histosynth.encoders import REGISTRY as ENCODERS
-from histosynth.study import fidelity, utility
+from histosynth.study import fidelity
 from histosynth.study.account import check_usable, describe_data, generator_warnings, protocol, samples
 from histosynth.study.generators import FAMILIES, GenerateConfig, family, make_tiles
 from histosynth.study.plan import Clock, Plan, make_plan
 from histosynth.study.report import Pictures, write_report
+from histosynth.study.usefulness.assess import assess
+from histosynth.study.usefulness.brief import section, train_all
 from histosynth.study.validation import validation
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.sources.source import ImportConfig, import_tiles
@@ -73,6 +75,9 @@ class CompareConfig:
     """Share of the tiles for validation, when the tiles bring no split."""
     test: float = 0.25
     """Share of the tiles for the test, when the tiles bring no split."""
+    workers: int | None = None
+    """Processes that train classifiers, each on one thread: they change nothing but the time. All processors by
+    default, 1 on a GPU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -119,25 +124,26 @@ def run_comparison(tiles: Path, out: Path, config: CompareConfig, *, verb: str, 
                 made[one.name] = _synthetic_array(out, one.name, config, tileset)
         with clock("Fidelity"):
             judged, shown = fidelity.judge_all(splits, made, config.encoder, out, config.seed, config.device)
-        chosen = utility.arms({n: family(n).title for n in made})
         weights = for_tiles("auto", tileset.meta.get("simulated"))
         classifier = ClassifierConfig(steps=plan.classifier_steps, weights=weights)
         seeds = [derive(config.seed, "classifier", k) % 100_000 for k in range(config.classifier_seeds)]
+        cells = out / "usefulness"
         with clock("Classifiers"):
-            utility.run_cells(
-                chosen,
-                splits["train"],
-                splits["val"],
-                splits["test"],
-                made,
+            train_all(
+                tileset,
+                {name: out / "synthetic" / name for name in made},
+                {name: family(name).title for name in made},
+                cells,
                 classifier,
                 seeds,
-                out / "cells",
-                config.device,
+                size=config.size,
+                cache=out / "cache",
+                workers=config.workers,
+                device=config.device,
             )
         with clock("Statistics"):
-            result = utility.assess(chosen, splits["test"], seeds, out / "cells", config.seed)
-        found = utility.verdicts(chosen, result["differences"])
+            assessed = assess(cells, seed=config.seed)
+            result, found = section(cells, assessed), assessed["verdicts"]
         report = {
             "title": f"Do synthetic tiles help? {tileset.meta.get('source', tiles.name)}",
             "verb": verb,
@@ -182,6 +188,7 @@ def _checked(config: CompareConfig) -> list[GeneratorFamily]:
     counts = {
         "classifier-seeds": config.classifier_seeds,
         "classifier-steps": config.classifier_steps,
+        "workers": config.workers,
         "synthetic-per-class": config.synthetic_per_class,
         **{f"generator-steps.{k}": v for k, v in config.generator_steps.items()},
     }
@@ -286,7 +293,7 @@ def _synthetic_array(out: Path, name: str, config: CompareConfig, tileset: TileS
     """Synthetic tiles with the labels of the real set (a class without training tiles has none)."""
     made = TileSet.open(out / "synthetic" / name)
     check_synthetic(tileset.table, made.table)
-    return fidelity.align(made.array(size=config.size), tileset.classes)
+    return fidelity.align(made.array(size=config.size, cache=out / "cache"), tileset.classes)
 
 
 def spell(verb: str, tiles: str, config: Any, out: Path) -> str:

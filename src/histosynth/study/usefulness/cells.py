@@ -76,6 +76,7 @@ class Settings:
         selection: how the selected arms choose.
         saw_more: generators that may have learned from all real training tiles.
         out: folder of the experiment.
+        judge: the baseline with all real tiles also predicts the synthetic tiles and those that they were made from.
     """
 
     kind: str
@@ -84,6 +85,11 @@ class Settings:
     saw_more: tuple[str, ...]
     out: Path
     device: str = "auto"
+    judge: bool = True
+
+    def judges(self, cell: Cell) -> bool:
+        """Whether the classifier of a cell says what it sees in synthetic tiles."""
+        return self.judge and cell.arm.name == BASELINE and cell.n == ALL
 
 
 def open_material(places: Places) -> Material:
@@ -174,10 +180,7 @@ def judged_path(out: Path, seed: int) -> Path:
 
 
 def run_cell(cell: Cell, material: Material, settings: Settings, tick: Callable[[], object] | None = None) -> None:
-    """Train and test one cell and write its two files, the description last.
-
-    The baseline with all real tiles also predicts the synthetic tiles and the real ones that they were made from.
-    """
+    """Train and test one cell and write its files, the description last."""
     started = time.monotonic()
     tiles, kept = training_set(cell, material, settings.selection)
     config = replace(
@@ -193,7 +196,7 @@ def run_cell(cell: Cell, material: Material, settings: Settings, tick: Callable[
 
     model = fit(settings.kind, tiles, material.val, config, seed=cell.seed, tick=step, device=settings.device)
     predict = lambda array: model.logits(np.asarray(array.images)).numpy().astype(np.float32)  # noqa: E731
-    if cell.arm.name == BASELINE and cell.n == ALL:
+    if settings.judges(cell):
         judged: dict[str, np.ndarray] = {"temperature": np.float64(model.temperature)}
         for name, made in material.synthetic.items():
             judged[name] = predict(made)

@@ -25,7 +25,7 @@ from histosynth.study.usefulness.cells import (
     open_material,
     run_cell,
 )
-from histosynth.study.usefulness.plan import ALL, BASELINE, Cell
+from histosynth.study.usefulness.plan import Cell
 
 
 def run_grid(
@@ -69,9 +69,8 @@ def run_grid(
 
 def is_whole(cell: Cell, settings: Settings) -> bool:
     """Whether all files of a cell are there."""
-    judges = cell.arm.name == BASELINE and cell.n == ALL
     path = cell_path(settings.out, cell.key)
-    files = [path, path.with_suffix(".npz"), *([judged_path(settings.out, cell.seed)] if judges else [])]
+    files = [path, path.with_suffix(".npz"), *([judged_path(settings.out, cell.seed)] if settings.judges(cell) else [])]
     return all(file.exists() for file in files)
 
 
