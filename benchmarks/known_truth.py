@@ -49,13 +49,13 @@ STRANGERS = 1000  # number of the first patient who is not in the real set
 class World:
     """The size of a trial."""
 
-    train: int = 8
-    """Training tiles a class."""
+    train: int = 4
+    """Training tiles a class, and as many for validation."""
     test: int = 60
     """Test tiles a class."""
     made: int = 60
     """Added tiles a class; of the copies, as many as there are training tiles."""
-    patients: int = 60
+    patients: int = 80
     """Patients of the hospital, over all splits."""
     size: int = 64
     shift: float = 0.4
@@ -67,7 +67,7 @@ class World:
     workers: int | None = None
 
 
-SMALL = World(train=4, test=30, size=32, steps=100, seeds=5, replicates=1000, workers=1)
+SMALL = World(test=30, patients=60, size=32, steps=100, seeds=5, replicates=1000, workers=1)
 
 
 def hospital(folder: Path, seed: int, world: World) -> list[Path]:
