@@ -142,6 +142,7 @@ def restain(
         licence=card.get("licence", ""),
         size=generator.size,
         trained_on=card.get("trained_on") or {},
+        training_data=card.get("data", ""),
         sampling={"strength": config.strength, **config.sampling()},
         conditioned_on=f"real {config.split} tiles: each tile was made from one",
         layout=kept,

@@ -87,13 +87,6 @@ def test_the_files_are_what_the_statistics_read(finished, world):
     assert found["gan_only-n0-s100-r9898"][0]["share"] == 1.0
 
 
-def test_tiles_of_a_nested_subset_give_every_arm_of_a_seed_its_pair(finished):
-    """The same seed and the same tiles: real_classical and itself in another run agree; other seeds do not."""
-    found = cells(finished)
-    first, second = (found[f"real_classical-n0-s0-r{seed}"][1]["test"] for seed in (9898, 86984))
-    assert not np.array_equal(first, second)
-
-
 def test_what_classifiers_of_real_tiles_say_of_synthetic_ones(finished):
     extra = json.loads((finished / "extra.json").read_text())
     assert set(extra["trts"]) == {"gan", "diffusion", "real"} and extra["pairs"] == {}

@@ -28,10 +28,12 @@ from histosynth.core.run import Run
 from histosynth.study.account import check_usable
 from histosynth.study.fidelity import encode
 from histosynth.study.generators import FAMILIES, family
+from histosynth.study.usefulness.assess import assess
 from histosynth.study.usefulness.cells import TEST, Material, Places, Settings, open_material
 from histosynth.study.usefulness.grid import run_grid
 from histosynth.study.usefulness.judged import judge
 from histosynth.study.usefulness.nested import Origin, check_real, lookalikes, origin, refuse_shared, strangers
+from histosynth.study.usefulness.page import write_page
 from histosynth.study.usefulness.plan import (
     ALL,
     BASELINE,
@@ -81,11 +83,8 @@ def run_utility(real: Path, synthetic: Sequence[Path], config: UtilityConfig, co
         RunError: the folder holds another experiment.
     """
     run_experiment(real, synthetic, config)
-    from histosynth.study.usefulness.assess import assess
-    from histosynth.study.usefulness.page import write_page
-
     found = assess(config.out, seed=config.seed, replicates=config.replicates, margin=config.margin)
-    page: Path = write_page(config.out, found, command)
+    page = write_page(config.out, found, command)
     for spoken in found["verdicts"]:
         say(spoken["sentence"])
     say(f"Report: {page}")
