@@ -30,6 +30,7 @@ def test_what_ships_is_small_and_documented():
     names = {p.name for p in ASSETS}
     assert {
         "tissue-tiny.safetensors",
+        "tissue-mobilenet-64.safetensors",
         "autoencoder-64.safetensors",
         "gan-base-64.safetensors",
         "diffusion-base-64.safetensors",
