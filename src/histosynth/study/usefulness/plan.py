@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 
-from histosynth.classify.fit import check_kind
 from histosynth.core.errors import SettingError, did_you_mean
 from histosynth.core.seeds import derive
 from histosynth.study.plan import steps_a_classifier
@@ -116,7 +115,6 @@ class UtilityConfig:
             raise SettingError(f"minutes is {self.minutes}.", "Give a positive number of minutes.")
         if self.minutes is not None and self.steps is not None:
             raise SettingError(f"minutes is {self.minutes} and steps is {self.steps}.", "Give one of the two.")
-        check_kind(self.classifier)
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from histosynth import encoders
 from histosynth.classify.config import ClassifierConfig
+from histosynth.classify.fit import check_kind
 from histosynth.classify.weights import for_tiles
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.files import atomic_path, write_json
@@ -93,6 +94,7 @@ def run_utility(real: Path, synthetic: Sequence[Path], config: UtilityConfig, co
 
 def run_experiment(real: Path, synthetic: Sequence[Path], config: UtilityConfig) -> Path:
     """As `run_utility`, up to the files that its statistics are taken from: the folder with plan.json and the cells."""
+    check_kind(config.classifier)
     out = config.out
     sets = open_sets(real, synthetic, config.external)
     everything = [sets.real, *sets.synthetic.values(), *sets.external.values()]
