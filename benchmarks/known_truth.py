@@ -71,7 +71,12 @@ SMALL = World(test=30, patients=60, size=32, steps=100, seeds=5, replicates=1000
 
 
 def hospital(folder: Path, seed: int, world: World) -> list[Path]:
-    """Write the tile sets of one hospital: real, and one for each case."""
+    """Write the tile sets of one hospital: real, and one for each case; those of an earlier call stay."""
+    cases = [folder / case for case in TRUTH]
+    if all(TileSet.is_tileset(place) for place in (folder / "real", *cases)):
+        return cases
+    for place in (folder / "real", *cases):
+        shutil.rmtree(place, ignore_errors=True)
     every = world.train + world.test + world.train
     config = PhantomConfig(
         per_class=every, patients=world.patients, size=world.size, shift=world.shift, seed=seed,
@@ -94,7 +99,7 @@ def hospital(folder: Path, seed: int, world: World) -> list[Path]:
     train = real.rows("train")
     copies = [{"label": row.label, "patient": row.patient} for row in train.itertuples()]
     write_set(folder / "copies", copies, [read_rgb(real.folder / path)[0] for path in train.path])
-    return [folder / case for case in TRUTH]
+    return cases
 
 
 def write_set(folder: Path, rows: Sequence[dict[str, Any]], images: Sequence[np.ndarray]) -> None:

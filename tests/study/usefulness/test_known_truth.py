@@ -44,6 +44,13 @@ def test_the_three_sets_are_what_they_are_called(benchmark, tmp_path):
     assert np.mean(moved) > 0.5 and sorted(shuffled.kept.label) == sorted(fresh.kept.label)
     first = copies.kept.iloc[0]
     assert np.array_equal(read_rgb(copies.folder / first.path)[0], read_rgb(real.folder / train.path.iloc[0])[0])
+    # after a stop, what is whole stays and what is not is made anew
+    (fresh.folder / "tileset.json").unlink()
+    assert benchmark.hospital(tmp_path, 3, world) == folders
+    assert [TileSet.open(path).digest for path in folders] == [one.digest for one in (fresh, shuffled, copies)]
+    before = (real.folder / "tileset.json").stat().st_mtime_ns
+    benchmark.hospital(tmp_path, 3, world)
+    assert (real.folder / "tileset.json").stat().st_mtime_ns == before
 
 
 def test_table_and_figure_say_what_was_right(benchmark, tmp_path):
