@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from histosynth.core.checkpoint import load_checkpoint, load_state, read_card, save_checkpoint, save_state
+from histosynth.core.checkpoint import (
+    learned_before,
+    load_checkpoint,
+    load_state,
+    read_card,
+    save_checkpoint,
+    save_state,
+)
 from histosynth.core.device import pick_device
 from histosynth.core.errors import CheckpointError, PluginError, RunError, SettingError
 from histosynth.core.files import atomic_path, ensure_folder, read_json, write_json
@@ -193,3 +200,15 @@ def test_importing_the_package_and_listing_verbs_is_light(code):
 def test_torchvision_imports_in_a_fresh_process():
     code = "import histosynth; from torchvision.models import mobilenet_v2; import torch; mobilenet_v2()"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_checkpoint_tells_what_it_and_its_ancestors_learned_from(tmp_path):
+    weights = {"w": torch.zeros(1)}
+    first = save_checkpoint(tmp_path / "first.safetensors", weights, {"data": "abc", "size": 64})
+    card = {"data": "def", "size": 32, "learned_before": learned_before(str(first))}
+    second = save_checkpoint(tmp_path / "second.safetensors", weights, card)
+    assert learned_before(str(second)) == [{"data": "def", "size": 32}, {"data": "abc", "size": 64}]
+    converted = save_checkpoint(tmp_path / "converted.safetensors", weights, {"kind": "gan"})
+    assert learned_before(str(converted)) == [{"data": "", "size": 0}]
+    assert learned_before(str(tmp_path / "gone.safetensors")) == [{"data": "unknown", "size": 0}]
+    assert all(learned_before(init) == [] for init in ("base", "none", "owner/name"))

@@ -262,6 +262,8 @@ def test_fine_tuning_records_its_parent(tmp_path: Path, trained: Path) -> None:
     card = read_card(path)
     assert card["parents"] == ["gan.safetensors"] and "--init gan.safetensors" in card["command"]
     assert str(trained.parent) not in card["command"]
+    assert card["learned_before"] == [{"data": read_card(trained)["data"], "size": 32}]
+    assert read_card(trained)["learned_before"] == []
 
 
 def test_export_base_is_half_the_size_and_nearly_the_same(tmp_path: Path, trained: Path) -> None:

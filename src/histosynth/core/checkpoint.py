@@ -52,6 +52,21 @@ def read_card(path: Path | str) -> dict[str, Any]:
     return _read(path, _CARD, tensors=False)[1]
 
 
+def learned_before(init: str) -> list[dict[str, Any]]:
+    """What weights that a training starts from have learned from: [{"data": digest of the tiles, "size": pixels}].
+
+    Newest first, with what these in turn started from. A checkpoint that names no tiles, such as a converted one, has
+    the digest "", and one that is no longer there "unknown". Empty where `init` is no checkpoint of this project.
+    """
+    path = Path(init)
+    if init in ("base", "none") or not (path.is_file() or path.suffix == ".safetensors"):
+        return []
+    if not path.is_file():
+        return [{"data": "unknown", "size": 0}]
+    card = read_card(path)
+    return [{"data": card.get("data") or "", "size": card.get("size") or 0}, *(card.get("learned_before") or [])]
+
+
 def require_kind(card: dict[str, Any], kind: str, path: Path | str) -> None:
     """Refuse a checkpoint of another kind.
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from histosynth.core.checkpoint import learned_before
 from histosynth.core.run import plain
 from histosynth.core.seeds import numpy_rng, torch_generator
 from histosynth.diffusion.autoencoder import to_uint8
@@ -87,5 +88,6 @@ def card_of(
         "parents": run.manifest["parents"],
         "trained_on": {"tiles": len(data), "per_class": data.counts()},
         "data": run.manifest["settings"]["data"],
+        "learned_before": learned_before(config.init),
         "command": "histosynth train diffusion",
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from histosynth.core.checkpoint import load_state, read_card, save_state
+from histosynth.core.checkpoint import learned_before, load_state, read_card, save_state
 from histosynth.core.errors import RunError
 from histosynth.core.progress import say
 from histosynth.core.run import Run, plain
@@ -159,6 +159,7 @@ class Books:
             "parents": config.parents(),
             "trained_on": {"tiles": len(data), "classes": data.counts()},
             "data": self.digest,
+            "learned_before": learned_before(config.init),
             "alpha_seen": learner.steering.alpha_seen,
             **chosen,
             "command": config.command(),

@@ -171,6 +171,7 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
         size=generator.size,
         trained_on=card.get("trained_on") or {},
         training_data=card.get("data", ""),
+        learned_before=card.get("learned_before") or [],
         generator_parents=card.get("parents") or [],
         sampling=sampling,
         learned_through=sorted({one["name"] for one in (card.get("encoders") or {}).values()}),

@@ -143,6 +143,7 @@ def restain(
         size=generator.size,
         trained_on=card.get("trained_on") or {},
         training_data=card.get("data", ""),
+        learned_before=card.get("learned_before") or [],
         sampling={"strength": config.strength, **config.sampling()},
         conditioned_on=f"real {config.split} tiles: each tile was made from one",
         layout=kept,
