@@ -15,6 +15,8 @@ def test_simulated_hospital_has_patients_rare_classes_and_a_digest(tmp_path):
     assert counts["TUM", "train"] == 1 and counts["STR", "train"] == 2 and counts["TUM", "test"] == 2
     assert tileset.kept.groupby("patient").split.nunique().max() == 1
     assert simulate(tmp_path / "b", config).digest == tileset.digest
+    elsewhere = simulate(tmp_path / "elsewhere", PhantomConfig(per_class=1, patients=3, size=32, seed=1))
+    assert not set(elsewhere.kept.patient) & set(tileset.kept.patient)
     assert read_rgb(tileset.folder / tileset.kept.path[0])[0].shape == (32, 32, 3)
     with pytest.raises(SettingError, match="'TUMM'.*'TUM'"):
         simulate(tmp_path / "c", PhantomConfig(rare={"TUMM": 1}))

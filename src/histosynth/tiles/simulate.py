@@ -80,7 +80,8 @@ def simulate(out: Path | str, config: PhantomConfig = PhantomConfig()) -> TileSe
             digest = hashlib.sha256(tile.image.tobytes()).hexdigest()
             rows.append(
                 {
-                    "id": tile_id, "path": path, "label": label, "patient": f"patient-{who:03d}", "split": split,
+                    "id": tile_id, "path": path, "label": label, "split": split,
+                    "patient": f"hospital-{config.seed}-patient-{who:03d}",  # those of another hospital are others
                     "source": "phantom", "sha256": digest, "format": "PNG",
                     "width": config.size, "height": config.size, "kept": True,
                 }
