@@ -223,3 +223,14 @@ def test_holm():
     # by hand: 0.01 x 4, 0.02 x 3, then never less than the one before
     assert holm([0.02, 0.01, None, 0.03, 0.9]) == pytest.approx([0.06, 0.04, None, 0.06, 0.9], nan_ok=True)
     assert holm([]) == [] and holm([0.7, 0.8]) == [1.0, 1.0]
+
+
+def test_a_difference_that_never_varies_needs_enough_patients():
+    for patients, known in ((3, False), (5, False), (6, True), (12, True)):
+        y, groups = np.tile([0, 1], 2 * patients), np.repeat(np.arange(patients), 4)
+        wrong = np.where(np.arange(len(y)) % 4 == 0, 1 - y, y)
+        for other, word in ((wrong, "no relevant difference"), (y, "helps")):
+            found = paired_bootstrap(y, wrong[None], other[None], groups, "accuracy", seed=0, n=100)
+            assert (found["low"] == found["high"] == found["mean"]) == known
+            assert (found["low"] is None) == (not known) == any("too few to say" in note for note in found["notes"])
+            assert verdict(found, name="X", margin=0.02).word == (word if known else "no evidence")

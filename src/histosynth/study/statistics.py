@@ -115,7 +115,12 @@ def compare_replicates(
     spread, left = _spread(b - a, draws)
     if left:
         notes.append(f"{left} of {replicates} replicates drew no tile of the class and were left out.")
-    if spread is not None:
+    if spread is not None and spread.both[0] == spread.both[-1] and 2 * 0.5**draws.patients > 1 - level:
+        notes.append(
+            f"The difference is the same whichever patients are drawn, and {draws.patients} are too few to say that it "
+            "does not vary: no interval can be had."
+        )
+    elif spread is not None:
         found["low"], found["high"] = spread.bounds(level)
         found["p"] = spread.p_value() if test else None
     return found
