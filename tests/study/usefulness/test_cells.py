@@ -118,7 +118,6 @@ def test_settings_that_make_no_sense_are_named():
         ({"shares": (0.501, 0.502)}, "whole percents"),
         ({"seeds": 0}, "seeds is 0"),
         ({"minutes": 5, "steps": 5}, "minutes is 5 and steps is 5"),
-        ({"classifier": "mobilnet-v2"}, "mobilenet-v2"),
     ):
         with pytest.raises(SettingError, match=message):
             UtilityConfig(**wrong)

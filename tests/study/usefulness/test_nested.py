@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from histosynth.core.errors import DataError
-from histosynth.study.usefulness.nested import check_real, lookalikes, origin, refuse_shared, strangers
+from histosynth.study.usefulness.nested import (
+    Origin,
+    check_alike,
+    check_patients,
+    check_real,
+    lookalikes,
+    origin,
+    refuse_shared,
+    strangers,
+)
 from histosynth.tiles.tileset import TileSet
 from tests.study.usefulness.conftest import SIZE, draw, hospital, made, write_set
 
@@ -99,3 +108,54 @@ def test_tiles_of_patients_that_training_knows_are_left_out_of_an_external_set(w
     assert set(same.kept.patient[fresh]) == set(world["real"].rows("test").patient) and "are left out" in note
     with pytest.raises(DataError, match="All patients"):
         strangers(world["real"], hospital(tmp_path / "x", patients=(0, 0, 2)))
+
+
+def test_a_generator_that_began_from_weights_of_test_tiles_is_refused(world, digest, tmp_path):
+    real = world["real"]
+    whole = {"data": real.array(None, size=SIZE).digest(), "size": SIZE}
+    train = {"data": real.array("train", size=SIZE).digest(), "size": SIZE}
+    leaky = made(tmp_path / "leaky", real, count=2, learned_before=[train, whole])
+    for allow in (False, True):
+        with pytest.raises(DataError, match="began from weights that were trained on all tiles of"):
+            origin(real, leaky, "Leaky", digest, allow_unknown=allow)
+    strange = made(tmp_path / "strange", real, count=2, learned_before=[{"data": "elsewhere", "size": SIZE}])
+    with pytest.raises(DataError, match="began from weights that were trained on other tiles.*--allow-unknown-origin"):
+        origin(real, strange, "Strange", digest)
+    fine = made(tmp_path / "fine", real, count=2, learned_before=[train, {"data": "", "size": 0}])
+    assert origin(real, fine, "Fine", digest).kind == "nested"
+
+
+def test_many_noisy_copies_of_test_tiles_are_refused_and_a_few_are_noted(world, tmp_path):
+    real, rng = world["real"], np.random.default_rng(0)
+    test = real.array("test", size=SIZE)
+    noisy = [np.clip(t.transpose(1, 2, 0)[::-1] + rng.normal(0, 3, (SIZE, SIZE, 3)), 0, 255) for t in test.images]
+    labels = [test.classes[label] for label in test.labels]
+    rows = [{"label": label, "generator": "gan"} for label in labels]
+    copies = write_set(tmp_path / "copies", rows, [t.astype(np.uint8) for t in noisy], synthetic=True).array(size=SIZE)
+    nested = Origin("nested", "")
+    with pytest.raises(DataError, match="look almost like a tile of test: they may be copies.*--allow-unknown"):
+        check_alike(nested, copies, test, "GAN", "test")
+    found, note = check_alike(nested, copies, test, "GAN", "test", allow_unknown=True)
+    assert found.kind == "unknown" and " of 54 tiles of GAN look" in note and note[:-1] == found.words
+    many = world["gan"].array(size=SIZE).joined(copies.subset([0]))
+    assert check_alike(nested, many, test, "GAN", "test") == (
+        nested,
+        "1 of 37 tiles of GAN look almost like a tile of test.",
+    )
+
+
+def test_tiles_of_training_patients_carry_what_all_real_tiles_teach(world, digest, tmp_path):
+    known = hospital(tmp_path / "known", seed=3, patients=(9, 0, 0))  # p00 to p08 are the training patients
+    found = origin(world["real"], known, "Known", digest)
+    assert found.kind == "other tiles" and found.saw_real_training and "9 of them in train" in found.words
+
+
+def test_a_patient_of_an_external_set_is_known_by_his_name_however_it_is_written(world, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [{"label": "A", "patient": name, "split": "test"} for name in ("P00", " p01 ", "elsewhere")]
+    other = write_set(tmp_path / "other", rows, [draw("A", rng) for _ in rows])
+    assert strangers(world["real"], other)[0].tolist() == [False, False, True]
+    same = write_set(tmp_path / "same", [{"label": "A", "patient": "Elsewhere"}], [draw("A", rng)])
+    with pytest.raises(DataError, match="1 patients of Same .* have names of patients of .*elsewhere"):
+        check_patients(same, other, "Same")
+    check_patients(world["gan"], other, "GAN")  # tiles of generators have no patient

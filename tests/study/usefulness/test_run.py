@@ -15,7 +15,7 @@ import pytest
 from histosynth.core.errors import DataError, RunError, SettingError
 from histosynth.study.usefulness import grid
 from histosynth.study.usefulness.plan import SelectionConfig, UtilityConfig
-from histosynth.study.usefulness.run import run_experiment
+from histosynth.study.usefulness.run import run_experiment, run_utility
 from histosynth.tiles.tileset import TileSet
 from tests.study.usefulness.conftest import CLASSES, SIZE, draw, made, write_set
 
@@ -244,3 +244,65 @@ def test_a_kill_in_the_middle_of_the_grid_leaves_whole_cells(finished, world, tm
     same(done, {key: value for key, value in cells(finished).items() if key in done})
     run(world, out)
     same(cells(out), cells(finished))
+
+
+def test_tiles_of_an_external_set_cannot_stand_for_synthetic_ones(world, tmp_path):
+    array = world["external"].array(size=SIZE)
+    rows = [{"label": array.classes[label], "patient": f"new{k}"} for k, label in enumerate(array.labels)]
+    stolen = write_set(tmp_path / "stolen", rows, [t.transpose(1, 2, 0) for t in np.asarray(array.images)])
+    with pytest.raises(DataError, match="of the tiles of stolen are among the tiles of elsewhere"):
+        run({**world, "gan": stolen}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_copies_of_training_tiles_are_marked_where_few_real_tiles_are_given(world, tmp_path):
+    train, rng = world["real"].array("train", size=SIZE), np.random.default_rng(99)
+    rows = [{"label": train.classes[label], "patient": f"new{k}"} for k, label in enumerate(train.labels)]
+    copies = write_set(tmp_path / "copies", rows, [t.transpose(1, 2, 0) for t in np.asarray(train.images)])
+    rows = [{"label": label, "patient": f"new{k}"} for k in range(4) for label in CLASSES]
+    fresh = write_set(tmp_path / "fresh", rows, [draw(row["label"], rng) for row in rows])
+    config = UtilityConfig(out=tmp_path / "out", **(TOY | {"arms": ("real_copies", "real_fresh"), "seeds": 1}))
+    out = run_experiment(world["real"].folder, [copies.folder, fresh.folder], config)
+    marks = {(c["arm"], c["n"]): c["generator_saw_more"] for c, _ in cells(out).values()}
+    assert marks["real_copies", 2] and not any(on for key, on in marks.items() if key != ("real_copies", 2))
+
+
+def test_synthetic_tiles_of_one_class_have_no_arm_of_their_own(world, tmp_path):
+    rng = np.random.default_rng(99)
+    nested = {"training_data": world["real"].array("train", size=SIZE).digest(), "size": SIZE}
+    rows = [{"label": "A", "generator": "gan"} for _ in range(4)]
+    single = write_set(tmp_path / "single", rows, [draw("A", rng) for _ in rows], synthetic=True, **nested)
+    config = UtilityConfig(out=tmp_path / "out", **(TOY | {"seeds": 1, "per_class": ("all",)}))
+    out = run_experiment(world["real"].folder, [single.folder], config)
+    plan = json.loads((out / "plan.json").read_text())
+    assert [a["name"] for a in plan["arms"]] == ["real", "real_classical", "real_single", "real_single_selected"]
+    assert any("nothing can be trained on them alone" in note for note in plan["notes"])
+
+
+def test_a_test_set_of_one_class_has_a_page(world, tmp_path):
+    rng = np.random.default_rng(99)
+    rows = [{"label": "A", "patient": f"new{k}"} for k in range(4)]
+    single = write_set(tmp_path / "single", rows, [draw("A", rng) for _ in rows])
+    config = UtilityConfig(out=tmp_path / "out", external=(single.folder,), replicates=100, **FEW)
+    run_utility(world["real"].folder, [world["gan"].folder], config)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    own = [row for row in report["differences"] if row["set"] == "external-1"]
+    assert {row["metric"] for row in own} >= {"balanced_accuracy", "ece"} and all(
+        row["metric"] != "auroc" for row in own
+    )
+
+
+def test_unusual_minutes_and_tile_sets_of_one_name(world, tmp_path):
+    with pytest.raises(SettingError, match="'mobilnet-v2'.*mobilenet-v2"):
+        run(world, tmp_path / "out", classifier="mobilnet-v2")
+    for minutes in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(SettingError, match="minutes"):
+            UtilityConfig(minutes=minutes)
+    sets = [made(tmp_path / side / "tiles", world["real"], seed=k, count=4) for k, side in enumerate("ab")]
+    again = made(tmp_path / "c" / "tiles", world["real"], seed=9, count=4)
+    config = UtilityConfig(out=tmp_path / "out", **(FEW | {"seeds": 1, "arms": ("real_gan",)}))
+    run_experiment(world["real"].folder, [one.folder for one in sets], config)
+    shutil.rmtree(sets[0].folder)
+    shutil.copytree(again.folder, sets[0].folder)
+    with pytest.raises(RunError, match="digests"):
+        run_experiment(world["real"].folder, [one.folder for one in sets], config)

@@ -197,6 +197,8 @@ def _differences(
         if condition.arm in (against, "real" if against == primary.baseline else against):
             continue
         for metric in [m for m in values if m in COMPARED or m.startswith("recall:")]:
+            if not np.isfinite([reference[metric].whole, values[metric].whole]).all():
+                continue  # such as the area under the ROC curve of tiles of one class
             family = _family(results.arms[condition.arm], condition, test, metric, against, primary)
             row = compare_replicates(reference[metric], values[metric], draws, level=level, test=family is not None)
             row |= {k: None if row[k] is None else float(np.clip(row[k], -1, 1)) for k in ("low", "high")}

@@ -9,7 +9,7 @@ training writes into the checkpoint and `generate` into the tile set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ from histosynth.tiles.tileset import SPLITS, TileSet
 
 Kind = Literal["nested", "other tiles", "unknown"]
 _WHOLE = "whole"
+_CHANCE = 0.02  # share of synthetic tiles that may look like test tiles
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,17 @@ class Origin:
         kind: nested: the generator was trained on the training tiles of the real set, and on no other tile of it;
             other tiles: no generator, but tiles of patients that the real set does not name; unknown: nobody says.
         words: the same in a sentence.
+        of_training: some of the tiles themselves are of training patients of the real set.
     """
 
     kind: Kind
     words: str
+    of_training: bool = False
 
     @property
     def saw_real_training(self) -> bool:
         """Whether its tiles may carry what all real training tiles teach, even where a classifier is given few."""
-        return self.kind != "other tiles"
+        return self.kind != "other tiles" or self.of_training
 
 
 def origin(
@@ -55,40 +58,47 @@ def origin(
         allow_unknown: take sets of unknown origin.
 
     Raises:
-        DataError: the generator was trained on, or conditioned on, tiles of val or test; tiles of patients whom the
-            real set has in val or test; an unknown origin that was not allowed.
+        DataError: the generator was trained on, or conditioned on, tiles of val or test, or began from weights that
+            were; tiles of patients whom the real set has in val or test; an unknown origin that was not allowed.
     """
     check_synthetic(real.table, made.table)
     if not made.meta.get("synthetic") and not (made.kept.generator != "").any():
         return _of_patients(real, made, name, allow_unknown)
-    trained, size = str(made.meta.get("training_data") or ""), int(made.meta.get("size") or 0)
-    if trained and size:
-        for split in (*SPLITS, _WHOLE):
-            if digest(split, size) != trained:
-                continue
-            if split == "train":
-                return Origin(
-                    "nested", f"trained on the training tiles of {real.folder.name} and on no other tile of it"
-                )
-            what = "all tiles" if split == _WHOLE else f"the {split} tiles"
-            raise DataError(
-                f"The generator of {name} ({made.folder}) was trained on {what} of {real.folder}: it has seen what the "
-                "classifiers are tested on.",
-                "Train it on the split train, and generate anew.",
-            )
-    found = (
-        f"trained on other tiles than the training tiles of {real.folder.name}; test patients may be among them"
-        if trained
-        else "it is not recorded which tiles the generator was trained on; test patients may be among them"
-    )
+
+    def seen(trained: str, size: int, how: str) -> str:
+        """The split that has this digest, "" if none has."""
+        splits = (*SPLITS, _WHOLE) if trained and size else ()
+        split = next((one for one in splits if digest(one, size) == trained), "")
+        if split in ("", "train"):
+            return split
+        what = "all tiles" if split == _WHOLE else f"the {split} tiles"
+        raise DataError(
+            f"The generator of {name} ({made.folder}) {how} trained on {what} of {real.folder}: it has seen what the "
+            "classifiers are tested on.",
+            "Train it on the split train, and generate anew.",
+        )
+
+    trained = str(made.meta.get("training_data") or "")
+    direct = seen(trained, int(made.meta.get("size") or 0), "was")
+    before = [
+        seen(str(one.get("data") or ""), int(one.get("size") or 0), "began from weights that were") or one.get("data")
+        for one in made.meta.get("learned_before") or []
+    ]
+    if direct and all(one == "train" for one in before if one):  # weights of others say nothing of tiles of ours
+        return Origin("nested", f"trained on the training tiles of {real.folder.name} and on no other tile of it")
+    if direct:
+        found = "its generator began from weights that were trained on other tiles; test patients may be among them"
+    elif trained:
+        found = f"trained on other tiles than the training tiles of {real.folder.name}; test patients may be among them"
+    else:
+        found = "it is not recorded which tiles the generator was trained on; test patients may be among them"
     return _unknown(f"{name} ({made.folder}): {found}", found, allow_unknown)
 
 
 def _of_patients(real: TileSet, made: TileSet, name: str, allow_unknown: bool) -> Origin:
     """Tiles without a generator, such as real or simulated ones of other patients."""
-    ours = real.kept[real.kept.split.isin(("val", "test"))].patient
-    theirs = set(made.kept.patient) - {""}
-    both = sorted(theirs & set(ours))
+    theirs = patients_of(made)
+    both = sorted(theirs & patients_of(real, ("val", "test")))
     if not theirs or (made.kept.patient == "").any():
         found = "tiles without a generator, and without patients; test patients may be among them"
         return _unknown(f"{name} ({made.folder}): {found}", found, allow_unknown)
@@ -100,7 +110,9 @@ def _of_patients(real: TileSet, made: TileSet, name: str, allow_unknown: bool) -
             allow_unknown,
             "Leave these out, or rename them if they are others;",
         )
-    return Origin("other tiles", f"tiles of {len(theirs)} patients whom {real.folder.name} has not in val or test")
+    words = f"tiles of {len(theirs)} patients whom {real.folder.name} has not in val or test"
+    known = len(theirs & patients_of(real, ("train",)))
+    return Origin("other tiles", f"{words}, {known} of them in train" if known else words, known > 0)
 
 
 def _unknown(message: str, words: str, allowed: bool, remedy: str = "") -> Origin:
@@ -135,10 +147,15 @@ def refuse_shared(first: TileArray, second: TileArray, one: str, other: str, rem
     Raises:
         DataError: names the first of them.
     """
+    found = shared(first, second)
+    if found:
+        raise DataError(f"{len(found)} of the {one} are among the {other}: {_some(found)}.", remedy)
+
+
+def shared(first: TileArray, second: TileArray) -> list[str]:
+    """Pairs of ids, "one = other", of pictures that both sets have, in any turn or mirrored."""
     known = {key: name for key, name in zip(_keys(second), second.ids, strict=True) if key}
-    shared = [f"{name} = {known[key]}" for key, name in zip(_keys(first), first.ids, strict=True) if key in known]
-    if shared:
-        raise DataError(f"{len(shared)} of the {one} are among the {other}: {_some(shared)}.", remedy)
+    return [f"{name} = {known[key]}" for key, name in zip(_keys(first), first.ids, strict=True) if key in known]
 
 
 def _keys(array: TileArray) -> list[bytes]:
@@ -164,6 +181,49 @@ def lookalikes(made: TileArray, test: TileArray) -> int:
     return len(np.unique(across[:, 1]))
 
 
+def check_alike(
+    found: Origin, made: TileArray, test: TileArray, name: str, where: str, *, allow_unknown: bool = False
+) -> tuple[Origin, str]:
+    """Refuse synthetic tiles of which many look like test tiles, whatever is said of their origin.
+
+    Test tiles with some noise, other colours or another compression are near-duplicates and no longer equal. Real
+    tiles of two patients are near-duplicates in less than one of a thousand cases, so a few are chance and many are
+    not.
+
+    Args:
+        name: of the synthetic set, and `where`: of the test set, for the message.
+        allow_unknown: call the origin unknown instead.
+
+    Returns:
+        The origin, and a note or "".
+
+    Raises:
+        DataError: more than 2 % of the tiles, and more than two.
+    """
+    alike = lookalikes(made, test)
+    if not alike:
+        return found, ""
+    words = f"{alike} of {len(made)} tiles of {name} look almost like a tile of {where}"
+    if alike > max(_CHANCE * len(made), 2):
+        _unknown(f"{words}: they may be copies", words, allow_unknown, "Make them anew without test tiles;")
+        found = Origin("unknown", words, found.of_training)
+    return found, f"{words}."
+
+
+def check_patients(made: TileSet, other: TileSet, name: str) -> None:
+    """Refuse tiles without a generator that are of patients of an external set.
+
+    Raises:
+        DataError: names them. Patients of two sets with one name may be two, and then one set is to be renamed.
+    """
+    both = sorted(patients_of(made) & patients_of(other))
+    if both:
+        raise DataError(
+            f"{len(both)} patients of {name} ({made.folder}) have names of patients of {other.folder} ({_some(both)}).",
+            "Leave these out, or rename them if they are others.",
+        )
+
+
 def strangers(real: TileSet, other: TileSet) -> tuple[np.ndarray, str]:
     """Which kept tiles of another hospital are of patients whom the training never saw: bool [N], and a note.
 
@@ -172,8 +232,8 @@ def strangers(real: TileSet, other: TileSet) -> tuple[np.ndarray, str]:
     Raises:
         DataError: nobody is left.
     """
-    seen = set(real.kept[real.kept.split.isin(("train", "val"))].patient) - {""}
-    fresh = ~other.kept.patient.isin(seen).to_numpy()
+    seen = patients_of(real, ("train", "val"))
+    fresh = np.array([_plain(one) not in seen for one in other.kept.patient], dtype=bool)
     left = int((~fresh).sum())
     if not fresh.any():
         raise DataError(
@@ -186,6 +246,16 @@ def strangers(real: TileSet, other: TileSet) -> tuple[np.ndarray, str]:
         f"{left} of {len(fresh)} tiles of {other.folder.name} are left out: their patients have names of training or "
         f"validation patients."
     )
+
+
+def patients_of(tiles: TileSet, splits: Iterable[str] = ()) -> set[str]:
+    """The names of the patients of these splits, or of all; without capitals and outer spaces."""
+    rows = tiles.kept[tiles.kept.split.isin(tuple(splits))] if splits else tiles.kept
+    return {_plain(one) for one in rows.patient} - {""}
+
+
+def _plain(name: object) -> str:
+    return str(name).strip().casefold()
 
 
 def _some(names: list[str]) -> str:

@@ -111,7 +111,7 @@ class UtilityConfig:
                 raise SettingError(f"{name} is {value}.", f"Use at least {least}.")
         if not 0 <= self.margin < 1:
             raise SettingError(f"margin is {self.margin}.", "Use a share from 0 to 1, such as 0.02.")
-        if self.minutes is not None and self.minutes <= 0:
+        if self.minutes is not None and not 0 < self.minutes < np.inf:
             raise SettingError(f"minutes is {self.minutes}.", "Give a positive number of minutes.")
         if self.minutes is not None and self.steps is not None:
             raise SettingError(f"minutes is {self.minutes} and steps is {self.steps}.", "Give one of the two.")

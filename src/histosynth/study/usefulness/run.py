@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,16 @@ from histosynth.study.usefulness.assess import assess
 from histosynth.study.usefulness.cells import TEST, Material, Places, Settings, open_material
 from histosynth.study.usefulness.grid import run_grid
 from histosynth.study.usefulness.judged import judge
-from histosynth.study.usefulness.nested import Origin, check_real, lookalikes, origin, refuse_shared, strangers
+from histosynth.study.usefulness.nested import (
+    Origin,
+    check_alike,
+    check_patients,
+    check_real,
+    origin,
+    refuse_shared,
+    shared,
+    strangers,
+)
 from histosynth.study.usefulness.page import write_page
 from histosynth.study.usefulness.plan import (
     ALL,
@@ -110,13 +119,14 @@ def run_experiment(real: Path, synthetic: Sequence[Path], config: UtilityConfig)
     material = open_material(places)
     arms = choose_arms(all_arms({name: sets.titles[name] for name in sets.synthetic}), config.arms)
     origins, notes = check(sets, material, places, config)
+    arms = _trainable(arms, material, sets.titles, notes)
     numbers = _numbers(config, material.train.counts(), notes)
     seeds = config.cell_seeds()
     cells = cells_of(arms, numbers, config.shares, seeds)
     steps = steps_of(config, len(cells))
     settings = {k: v for k, v in vars(config).items() if k not in _NO_CELL}
     settings |= {"real": str(real), "synthetic": [str(path) for path in synthetic], "steps": steps}
-    settings |= {"digests": {one.folder.name: one.digest for one in everything}}
+    settings |= {"digests": [one.digest for one in everything]}
     with Run.open(out, "utility", settings, parents=[one.digest for one in everything]) as run:
         plan = {
             **plan_of(sets, material, origins, arms, notes),
@@ -188,6 +198,10 @@ def check(sets: Sets, material: Material, places: Places, config: UtilityConfig)
     test = material.sets[TEST]
     real = {"train": material.train, "val": material.val, "test": test}
     notes = check_usable(real)
+    if sum(n > 0 for n in material.train.counts().values()) < 2:
+        raise DataError(
+            f"The training tiles of {sets.real.folder} are of one class.", "A classifier needs tiles of two classes."
+        )
     check_real(sets.real, real)
     rare_classes(material.train.counts(), config.rare)
 
@@ -209,8 +223,17 @@ def check(sets: Sets, material: Material, places: Places, config: UtilityConfig)
                 f"{other} tiles of {sets.real.folder}",
                 "Make them anew without.",
             )
-        if alike := lookalikes(made, test):
-            notes.append(f"{alike} of {len(made)} tiles of {title} look almost like a test tile.")
+        for set_name, tested in material.sets.items():
+            where = "test" if set_name == TEST else sets.titles[set_name]
+            if set_name != TEST:
+                refuse_shared(made, tested, f"tiles of {title}", f"tiles of {where}", "Make them anew without.")
+                check_patients(one, sets.external[set_name], title)
+            origins[name], alike = check_alike(
+                origins[name], made, tested, title, where, allow_unknown=config.allow_unknown_origin
+            )
+            notes += [alike] if alike else []
+        if origins[name].kind == "other tiles" and shared(made, material.train):
+            origins[name] = replace(origins[name], of_training=True)
         missing = [label for label, n in made.counts().items() if not n]
         if missing:
             notes.append(f"{title} has no tile of {', '.join(missing)}: there its arms see real tiles only.")
@@ -221,6 +244,11 @@ def check(sets: Sets, material: Material, places: Places, config: UtilityConfig)
     for name, one in sets.external.items():
         _, note = strangers(sets.real, one)
         notes += [note] if note else []
+        if unnamed := int((one.kept.patient == "").sum()):
+            notes.append(
+                f"{unnamed} tiles of {one.folder.name} have no patient: whether training saw theirs is not known, and "
+                "they count as one patient."
+            )
         for other in ("train", "val"):
             refuse_shared(
                 material.sets[name], real[other], f"tiles of {one.folder}", f"{other} tiles", "Leave these out."
@@ -291,6 +319,17 @@ def write_contract(out: Path, plan: dict[str, Any], material: Material) -> None:
                 groups=np.array(tiles.groups if tiles.groups is not None else tiles.ids, dtype=np.str_),
                 ids=np.array(tiles.ids, dtype=np.str_),
             )
+
+
+def _trainable(arms: Sequence[Arm], material: Material, titles: dict[str, str], notes: list[str]) -> list[Arm]:
+    """The arms without those of synthetic tiles alone that are of one class."""
+    found = []
+    for arm in arms:
+        if not arm.real and sum(n > 0 for n in material.synthetic[arm.generators[0]].counts().values()) < 2:
+            notes.append(f"{titles[arm.generators[0]]} has tiles of one class: nothing can be trained on them alone.")
+        else:
+            found.append(arm)
+    return found
 
 
 def _numbers(config: UtilityConfig, counts: dict[str, int], notes: list[str]) -> tuple[int, ...]:
