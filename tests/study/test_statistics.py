@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.study.statistics import holm, intervals, paired_bootstrap, verdict
+from histosynth.study.replicates import Replicated, draw
+from histosynth.study.statistics import compare_replicates, holm, intervals, paired_bootstrap, verdict
 
 _CLASSES = 4
 
@@ -234,3 +235,13 @@ def test_a_difference_that_never_varies_needs_enough_patients():
             assert (found["low"] == found["high"] == found["mean"]) == known
             assert (found["low"] is None) == (not known) == any("too few to say" in note for note in found["notes"])
             assert verdict(found, name="X", margin=0.02).word == (word if known else "no evidence")
+
+
+def test_the_order_of_a_sum_is_no_difference():
+    groups = np.repeat(np.arange(12), 10)
+    draws = draw(groups, 1, 100, np.random.default_rng(0))
+    a = Replicated(np.array([0.1 + 0.2 + 0.3]), np.full((100, 1), 0.1 + 0.2 + 0.3))
+    b = Replicated(np.array([0.3 + 0.2 + 0.1]), np.full((100, 1), 0.3 + 0.2 + 0.1))
+    assert (b - a).whole[0] != 0
+    found = compare_replicates(a, b, draws)
+    assert found["mean"] == found["low"] == found["high"] == 0 and found["p"] == 1

@@ -17,6 +17,7 @@ Word = Literal["helps", "no evidence", "no relevant difference", "hurts"]
 
 FEW_PATIENTS = 5
 """Below this number of patients an interval carries a warning."""
+_ROUNDING = 1e-12  # of sums of shares: a difference that small is none
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def compare_replicates(
     spread, left = _spread(b - a, draws)
     if left:
         notes.append(f"{left} of {replicates} replicates drew no tile of the class and were left out.")
-    if spread is not None and spread.both[0] == spread.both[-1] and 2 * 0.5**draws.patients > 1 - level:
+    if spread is not None and spread.both[-1] - spread.both[0] <= _ROUNDING and 2 * 0.5**draws.patients > 1 - level:
         notes.append(
             f"The difference is the same whichever patients are drawn, and {draws.patients} are too few to say that it "
             "does not vary: no interval can be had."
@@ -123,6 +124,11 @@ def compare_replicates(
     elif spread is not None:
         found["low"], found["high"] = spread.bounds(level)
         found["p"] = spread.p_value() if test else None
+    for key in ("mean", "low", "high"):
+        if found[key] is not None and abs(found[key]) < _ROUNDING:
+            found[key] = 0.0
+    if found["p"] is not None and found["mean"] == 0:
+        found["p"] = 1.0
     return found
 
 
