@@ -306,3 +306,20 @@ def test_unusual_minutes_and_tile_sets_of_one_name(world, tmp_path):
     shutil.copytree(again.folder, sets[0].folder)
     with pytest.raises(RunError, match="digests"):
         run_experiment(world["real"].folder, [one.folder for one in sets], config)
+
+
+def test_tiles_without_patients_are_named(world, tmp_path):
+    rng = np.random.default_rng(98)
+    rows = [
+        {"label": label, "split": split} for split in ("train", "val", "test") for label in CLASSES for _ in "12345"
+    ]
+    words = "by group of near-duplicate tiles, because no patients were given: scores may be too good"
+    real = write_set(tmp_path / "real", rows, [draw(r["label"], rng) for r in rows], split_protocol=words)
+    loose = [{"label": label} for label in CLASSES]
+    other = write_set(tmp_path / "loose", loose, [draw(r["label"], rng) for r in loose])
+    config = UtilityConfig(out=tmp_path / "out", external=(other.folder,), **(FEW | {"seeds": 1}))
+    out = run_experiment(real.folder, [made(tmp_path / "gan", real).folder], config)
+    notes = json.loads((out / "plan.json").read_text())["notes"]
+    assert "45 tiles of real have no patient: whether one is on two sides is not known, and they count as one." in notes
+    assert "3 tiles of loose have no patient: whether training saw theirs is not known, and they count as one." in notes
+    assert f"real was split {words}." in notes

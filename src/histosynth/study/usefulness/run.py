@@ -203,6 +203,9 @@ def check(sets: Sets, material: Material, places: Places, config: UtilityConfig)
             f"The training tiles of {sets.real.folder} are of one class.", "A classifier needs tiles of two classes."
         )
     check_real(sets.real, real)
+    notes += _unnamed(sets.real, "whether one is on two sides")
+    if "no patients were given" in (how := str(sets.real.meta.get("split_protocol"))):
+        notes.append(f"{sets.real.folder.name} was split {how}.")
     rare_classes(material.train.counts(), config.rare)
 
     @cache
@@ -244,11 +247,7 @@ def check(sets: Sets, material: Material, places: Places, config: UtilityConfig)
     for name, one in sets.external.items():
         _, note = strangers(sets.real, one)
         notes += [note] if note else []
-        if unnamed := int((one.kept.patient == "").sum()):
-            notes.append(
-                f"{unnamed} tiles of {one.folder.name} have no patient: whether training saw theirs is not known, and "
-                "they count as one patient."
-            )
+        notes += _unnamed(one, "whether training saw theirs")
         for other in ("train", "val"):
             refuse_shared(
                 material.sets[name], real[other], f"tiles of {one.folder}", f"{other} tiles", "Leave these out."
@@ -319,6 +318,13 @@ def write_contract(out: Path, plan: dict[str, Any], material: Material) -> None:
                 groups=np.array(tiles.groups if tiles.groups is not None else tiles.ids, dtype=np.str_),
                 ids=np.array(tiles.ids, dtype=np.str_),
             )
+
+
+def _unnamed(tiles: TileSet, what: str) -> list[str]:
+    count = int((tiles.kept.patient == "").sum())
+    return [f"{count} tiles of {tiles.folder.name} have no patient: {what} is not known, and they count as one."] * (
+        count > 0
+    )
 
 
 def _trainable(arms: Sequence[Arm], material: Material, titles: dict[str, str], notes: list[str]) -> list[Arm]:
