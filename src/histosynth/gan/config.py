@@ -154,8 +154,8 @@ class GanConfig:
     """Variance of the fake pixels under which a batch counts as uniform."""
 
     spread: float = 60.0
-    """Weight of the penalty on fake tiles of a class that differ less from one another than real ones do, as the encoder
-    of the head sees them; without a head it does nothing."""
+    """Weight of the penalty on fake tiles of a class that differ less from one another than real ones do, as the
+    encoder of the head sees them; without a head it does nothing."""
 
     # --- adaptive augmentation of what the discriminators see
     ada: Literal["sign", "accuracy", "fixed"] = "sign"

@@ -94,6 +94,20 @@ def test_training_sets_of_the_arms(material):
     assert tiles.ids[15:] == [i for i, k in zip(material.synthetic["gan"].ids, kept.mask, strict=True) if k]
 
 
+def test_arms_for_rare_classes_get_synthetic_tiles_of_these_alone(material):
+    arms = {arm.name: arm for arm in all_arms(TITLES, rare=["C"])}
+    assert set(arms) - set(ARMS) == {"real_gan_rare", "real_diffusion_rare"}
+    tiles, _ = training_set(Cell(arms["real_gan_rare"], ALL, 0.5, 3), material)
+    assert tiles.sources.tolist() == [0] * 63 + [1] * 12 and set(tiles.labels[63:]) == {2}
+    plain = training_set(Cell(ARMS["real_classical"], ALL, 0.0, 3), material)[0]
+    for step in range(12):  # the other classes see what they see without synthetic tiles
+        one, other = (batch_at(array, step, batch_size=6, share=0.5) for array in (tiles, plain))
+        common = one.labels != 2
+        assert [i for i, k in zip(one.ids, common, strict=True) if k] == [
+            i for i, k in zip(other.ids, common, strict=True) if k
+        ]
+
+
 def test_the_grid_has_every_cell_once_and_synthetic_only_arms_at_one_number():
     arms = list(ARMS.values())
     assert [a.name for a in arms] == [

@@ -74,7 +74,7 @@ def test_the_files_are_what_the_statistics_read(finished, world):
             assert len(archive["y"]) == len(archive["ids"]) == described["tiles"]
             assert len(set(archive["groups"])) == described["patients"]
     found = cells(finished)
-    assert len(found) == 2 * (2 * 7 + 2)
+    assert len(found) == 2 * (2 * 9 + 2)
     for key, (said, arrays) in found.items():
         assert said["key"] == key and {"test", "external-1"} == set(arrays)
         assert arrays["test"].shape == (54, 3) and arrays["test"].dtype == np.float32
@@ -84,6 +84,7 @@ def test_the_files_are_what_the_statistics_read(finished, world):
         real = 0 if not arm["real"] else said["n"] or plan["train_counts"]["C"]
         assert said["train_tiles"]["C"][0] == real
     assert found["real_all-n2-s50-r9898"][0]["train_tiles"]["A"] == [2, 20]
+    assert found["real_gan_rare-n2-s50-r9898"][0]["train_tiles"] == {"A": [2, 0], "B": [2, 0], "C": [2, 12]}
     assert found["gan_only-n0-s100-r9898"][0]["share"] == 1.0
 
 
@@ -275,7 +276,9 @@ def test_synthetic_tiles_of_one_class_have_no_arm_of_their_own(world, tmp_path):
     config = UtilityConfig(out=tmp_path / "out", **(TOY | {"seeds": 1, "per_class": ("all",)}))
     out = run_experiment(world["real"].folder, [single.folder], config)
     plan = json.loads((out / "plan.json").read_text())
-    assert [a["name"] for a in plan["arms"]] == ["real", "real_classical", "real_single", "real_single_selected"]
+    assert [a["name"] for a in plan["arms"]] == [
+        "real", "real_classical", "real_single", "real_single_selected", "real_single_rare",
+    ]  # fmt: skip
     assert any("nothing can be trained on them alone" in note for note in plan["notes"])
 
 

@@ -106,9 +106,14 @@ def assess(
     return found | {"cautions": cautions(results, found)}
 
 
+def whole(arm: dict[str, Any]) -> bool:
+    """Whether an arm takes all tiles of its generators: neither a selection nor some classes alone."""
+    return not arm["selected"] and not arm.get("classes")
+
+
 def decides(arm: dict[str, Any]) -> bool:
-    """Whether an arm decides a generator's verdict: real tiles and those of one generator, none selected."""
-    return arm["real"] and arm["classical"] and len(arm["generators"]) == 1 and not arm["selected"]
+    """Whether an arm decides a generator's verdict: real tiles and those of one generator, all of them."""
+    return arm["real"] and arm["classical"] and len(arm["generators"]) == 1 and whole(arm)
 
 
 def at_primary(arm: dict[str, Any], row: Condition, primary: Primary) -> bool:

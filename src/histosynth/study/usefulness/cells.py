@@ -155,6 +155,9 @@ def training_set(
     arm, kept = cell.arm, None
     picked = real_subset(material.train, cell.n, cell.seed)
     made = [material.synthetic[name] for name in arm.generators]
+    if arm.classes:
+        labels = [material.train.classes.index(name) for name in arm.classes]
+        made = [tiles.subset(np.flatnonzero(np.isin(tiles.labels, labels))) for tiles in made]
     if arm.selected:
         kept = choose(material, picked, arm.generators[0], selection)
         made = [tiles.subset(np.flatnonzero(kept.mask)) for tiles in made]

@@ -72,8 +72,8 @@ class UtilityConfig:
     external: tuple[Path, ...] = ()
     """Tile sets of other hospitals, on which every classifier is tested too."""
     rare: tuple[str, ...] = ()
-    """Classes whose recall the page shows first; by default those with fewer than two thirds of the training tiles of
-    the class in the middle."""
+    """Classes whose recall the page shows first, and which alone get synthetic tiles in some arms; by default those
+    with fewer than two thirds of the training tiles of the class in the middle."""
     selection: SelectionConfig = SelectionConfig()
     """How the selected arms choose their synthetic tiles."""
     allow_unknown_origin: bool = False
@@ -136,6 +136,7 @@ class Arm:
         generators: whose tiles take part.
         classical: flips, turns, stain jitter and blur.
         selected: only the synthetic tiles that pass the selection.
+        classes: only the synthetic tiles of these classes; none: of all.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Arm:
     generators: tuple[str, ...] = ()
     classical: bool = True
     selected: bool = False
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,9 @@ class Cell:
         return f"{self.arm.name}-n{self.n}-s{round(100 * self.share)}-r{self.seed}"
 
 
-def all_arms(generators: Mapping[str, str], *, selected: bool = True) -> list[Arm]:
-    """Every arm for these generators (name -> title)."""
+def all_arms(generators: Mapping[str, str], *, selected: bool = True, rare: Sequence[str] = ()) -> list[Arm]:
+    """Every arm for these generators (name -> title); with `rare`, also such that get synthetic tiles of these classes
+    alone, since classes with many real tiles have little to gain and may lose."""
     titles = list(generators.items())
     found = [
         Arm("real", "Real", True, classical=False),
@@ -181,6 +184,9 @@ def all_arms(generators: Mapping[str, str], *, selected: bool = True) -> list[Ar
         found += [
             Arm(f"real_{n}_selected", f"Real + classical + selected {t}", True, (n,), selected=True) for n, t in titles
         ]
+    if rare:
+        title = "Real + classical + {} for rare classes"
+        found += [Arm(f"real_{n}_rare", title.format(t), True, (n,), classes=tuple(rare)) for n, t in titles]
     return [*found, *(Arm(f"{n}_only", f"{t} only", False, (n,)) for n, t in titles)]
 
 

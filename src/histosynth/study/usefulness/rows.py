@@ -20,7 +20,7 @@ def arm_of(result: Mapping[str, Any], name: str) -> dict[str, Any]:
 def style(result: Mapping[str, Any], arm: Mapping[str, Any]) -> tuple[str, str, bool]:
     """Colour, marker, and hollow for all arms that neither decide a verdict nor are its baseline."""
     names = [g["name"] for g in result["plan"]["generators"]]
-    plain = arm["real"] and arm["classical"] and not arm["selected"]
+    plain = arm["real"] and arm["classical"] and not arm["selected"] and not arm.get("classes")
     if not arm["generators"]:
         return (*source_style("real"), not plain)
     if len(arm["generators"]) > 1:
@@ -69,6 +69,8 @@ def added(result: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
         return "Real + classical" if arm["classical"] else "Real, no augmentation"
     titles = {g["name"]: g["title"] for g in result["plan"]["generators"]}
     named = " + ".join(titles[g] for g in arm["generators"])
+    if arm.get("classes"):
+        return f"{named} for rare classes"
     return f"selected {named}" if arm["selected"] else named if arm["real"] else f"{named} only"
 
 

@@ -58,7 +58,7 @@ from histosynth.study.usefulness.plan import (
 )
 from histosynth.tiles.tileset import TileSet
 
-_NO_CELL = ("out", "workers", "ray", "device", "margin", "replicates", "rare")  # settings that change no cell
+_NO_CELL = ("out", "workers", "ray", "device", "margin", "replicates")  # settings that change no cell
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,10 @@ def run_experiment(real: Path, synthetic: Sequence[Path], config: UtilityConfig)
     )
     # all checks come before the folder is claimed, so that the same command can be mended and repeated
     material = open_material(places)
-    arms = choose_arms(all_arms({name: sets.titles[name] for name in sets.synthetic}), config.arms)
     origins, notes = check(sets, material, places, config)
+    rare = rare_classes(material.train.counts(), config.rare)
+    titles = {name: sets.titles[name] for name in sets.synthetic}
+    arms = choose_arms(all_arms(titles, rare=rare if len(rare) < len(sets.real.classes) else ()), config.arms)
     arms = _trainable(arms, material, sets.titles, notes)
     numbers = _numbers(config, material.train.counts(), notes)
     seeds = config.cell_seeds()
@@ -133,7 +135,7 @@ def run_experiment(real: Path, synthetic: Sequence[Path], config: UtilityConfig)
             "per_class": list(numbers),
             "shares": list(config.shares),
             "seeds": seeds,
-            "rare": rare_classes(material.train.counts(), config.rare),
+            "rare": rare,
             "classifier": config.classifier,
             "steps": steps,
         }
@@ -268,6 +270,7 @@ def plan_of(
                 "generators": list(arm.generators),
                 "classical": arm.classical,
                 "selected": arm.selected,
+                "classes": list(arm.classes),
             }
             for arm in arms
         ],

@@ -134,8 +134,9 @@ def learning_panels(result: Mapping[str, Any]) -> list[Panel]:
         lines = [base]
         for arm in result["plan"]["arms"]:
             if arm["real"] and arm["generators"] == [generator["name"]]:
-                kind = "selected" if arm["selected"] else "with synthetic tiles"
-                lines.append(line(arm, kind, quiet=arm["selected"], band=not arm["selected"]))
+                few = arm["selected"] or bool(arm.get("classes"))
+                kind = "selected" if arm["selected"] else "for rare classes" if few else "with synthetic tiles"
+                lines.append(line(arm, kind, quiet=few, band=not few))
         groups.append((generator["title"], [one for one in lines if one]))
     every = [v for _, lines in groups for one in lines for p in one.points for v in p[1:] if v is not None]
     edge = 0.05 * (max(every) - min(every)) + 0.5

@@ -19,8 +19,8 @@ def utility(
     """Do synthetic tiles help a classifier on patients it never saw? Repeat the command to go on.
 
     One classifier is trained for every arm (real tiles; with classical augmentation; with the tiles of each generator,
-    or of all, or selected ones; synthetic tiles only), number of real tiles a class, share of synthetic tiles, and
-    seed; all of them for the same number of steps.
+    of all generators, selected ones, or some for rare classes alone; synthetic tiles only), number of real tiles a
+    class, share of synthetic tiles, and seed; all of them for the same number of steps.
 
     Args:
         real: a tile set that is split by patient.
