@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,20 @@ def test_a_folder_of_cells_that_the_plan_does_not_name_is_refused(tmp_path: Path
     write_json(tmp_path / "plan.json", plan)
     with pytest.raises(DataError, match="gan_only"):
         assess(tmp_path, seed=0)
+
+
+def test_a_class_of_few_patients_is_described_and_never_called_better(found, tmp_path):
+    out = tmp_path / "few"
+    shutil.copytree(found["out"], out)
+    assert "SERRATED" in found["gains"]["diffusion"]["better"]
+    with np.load(out / "sets" / "test.npz") as archive:
+        arrays = dict(archive)
+    own = np.flatnonzero(arrays["y"] == CLASSES.index("SERRATED"))
+    arrays["groups"][own] = np.where(np.arange(len(own)) % 2, "test-00", "test-01")
+    np.savez(out / "sets" / "test.npz", **arrays)
+    few = assess(out, seed=1, replicates=REPLICATES)
+    rows = [r for r in few["differences"] if r["class"] == "SERRATED" and r["family"] == "classes"]
+    assert rows and all(r["p"] is None and r["p_adjusted"] is None for r in rows)
+    assert "SERRATED" not in few["gains"]["diffusion"]["better"]
+    assert any("SERRATED are of 2 patients only" in c["text"] for c in few["cautions"])
+    assert not any("patients only. A change of its recall" in c["text"] for c in found["cautions"])

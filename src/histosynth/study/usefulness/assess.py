@@ -17,7 +17,7 @@ import numpy as np
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.seeds import numpy_rng
 from histosynth.study.replicates import Draws, Replicated, draw, replicate
-from histosynth.study.statistics import compare_replicates, holm, one_arm, verdict
+from histosynth.study.statistics import FEW_PATIENTS, compare_replicates, holm, one_arm, verdict
 from histosynth.study.usefulness.cautions import cautions
 from histosynth.study.usefulness.curves import readable, worth
 from histosynth.study.usefulness.results import Condition, Results, TestSet, read_results
@@ -208,6 +208,8 @@ def _differences(
             row = compare_replicates(reference[metric], values[metric], draws, level=level, test=family is not None)
             row |= {k: None if row[k] is None else float(np.clip(row[k], -1, 1)) for k in ("low", "high")}
             k = metric.removeprefix("recall:")
+            if k != metric and test.patients_of(int(k)) < FEW_PATIENTS:
+                row["p"] = None  # the recall of a class of two patients is described; chance cannot be judged by them
             rows.append({
                 **vars(condition), "set": test.name, "against": against, "metric": metric,
                 "class": results.plan["classes"][int(k)] if k != metric else None, "tiles": len(test.y), **row,

@@ -69,6 +69,14 @@ def _size(results: Results) -> list[tuple[str, str]]:
             severity = "strong" if patients < FEW_PATIENTS else "warning"
             few = "1 patient" if patients == 1 else f"{patients} patients"
             rows.append((severity, f"{test.title} has {few} only: intervals over so few are uncertain themselves."))
+        for k, label in enumerate(results.plan["classes"]):
+            if 0 < (people := test.patients_of(k)) < FEW_PATIENTS:
+                few = "1 patient" if people == 1 else f"{people} patients"
+                rows.append((
+                    "warning",
+                    f"{test.title}: the tiles of class {label} are of {few} only. A change of its recall is shown, and "
+                    "never counted as beyond chance.",
+                ))  # fmt: skip
         if number == 0:
             continue
         counts = np.bincount(test.y, minlength=len(results.plan["classes"]))

@@ -40,6 +40,10 @@ class TestSet:
     y: np.ndarray
     groups: np.ndarray
 
+    def patients_of(self, label: int) -> int:
+        """How many patients have tiles of the class with this index."""
+        return len(np.unique(self.groups[self.y == label]))
+
 
 @dataclass(frozen=True)
 class Results:
