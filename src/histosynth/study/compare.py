@@ -63,7 +63,7 @@ class CompareConfig:
     """Start from the shipped weights (base), from random numbers (none), or from a checkpoint's path."""
     encoder: str = "tissue-tiny"
     """Encoder of the fidelity scores (see `histosynth encoders`)."""
-    classifier_seeds: int = 3
+    classifier_seeds: int = 5
     """Classifiers trained for each arm, each from another seed."""
     classifier_steps: int | None = None
     """Training steps of every classifier."""
