@@ -139,7 +139,7 @@ def test_settings_that_make_no_sense_are_named():
         SelectionConfig(realism=0)
     config = UtilityConfig(per_class=("all", 20, 5, 0))
     assert config.numbers == (5, 20, ALL)
-    assert steps_of(config, 10) == 300 and steps_of(replace(config, minutes=10), 20) == 420
+    assert steps_of(config, 10) == 300 and steps_of(replace(config, minutes=10), 20) == 690
     assert len(set(config.cell_seeds())) == 5
 
 
