@@ -12,6 +12,7 @@ import inspect
 import resource
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,7 +90,7 @@ def compare(tiles: Path, *, config: Annotated[CompareConfig, Parameter(name="*")
         tiles: a folder of class folders, a folder with a CSV (path, label, patient), a CSV, or a tile set.
     """
     out = config.out or Path("runs") / f"compare-{tiles.resolve().stem}-{config.seed}"
-    command = spell("compare", str(tiles), config, out)
+    command = spell("compare", [tiles], config, out)
     return run_comparison(tiles, out, config, verb="compare", command=command)
 
 
@@ -296,11 +297,14 @@ def _synthetic_array(out: Path, name: str, config: CompareConfig, tileset: TileS
     return fidelity.align(made.array(size=config.size, cache=out / "cache"), tileset.classes)
 
 
-def spell(verb: str, tiles: str, config: Any, out: Path) -> str:
-    """The command line that repeats a run: every setting that is not its default."""
-    return shlex.join(
-        ["histosynth", verb, *([tiles] if tiles else []), "--out", str(out), *_flags(config, type(config)())]
-    )
+def spell(verb: str, given: Sequence[Path | str], config: Any, out: Path | None = None) -> str:
+    """The command line that repeats a run: what was given by position, and every setting that is not its default.
+
+    Args:
+        out: the folder, for verbs that take it as --out.
+    """
+    folder = [] if out is None else ["--out", str(out)]
+    return shlex.join(["histosynth", verb, *map(str, given), *folder, *_flags(config, type(config)())])
 
 
 def _flags(config: Any, default: Any, prefix: str = "") -> list[str]:

@@ -51,5 +51,5 @@ def demo(*, config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -
         generator_steps=config.generator_steps,
         device=config.device,
     )
-    command = spell("demo", "", config, config.out)
+    command = spell("demo", [], config, config.out)
     return run_comparison(tiles, config.out, settings, verb="demo", command=command)

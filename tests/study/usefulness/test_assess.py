@@ -188,6 +188,7 @@ def test_a_class_of_few_patients_is_described_and_never_called_better(found, tmp
     few = assess(out, seed=1, replicates=REPLICATES)
     rows = [r for r in few["differences"] if r["class"] == "SERRATED" and r["family"] == "classes"]
     assert rows and all(r["p"] is None and r["p_adjusted"] is None for r in rows)
+    assert few["gains"]["diffusion"]["looks"] == 2 * (len(CLASSES) - 1), "what has no p-value is no look"
     assert "SERRATED" not in few["gains"]["diffusion"]["better"]
     assert any("SERRATED are of 2 patients only" in c["text"] for c in few["cautions"])
     assert not any("patients only. A change of its recall" in c["text"] for c in found["cautions"])

@@ -235,13 +235,13 @@ def _family(
 
 
 def _adjust(differences: list[dict[str, Any]]) -> None:
-    """Add `p_adjusted` and `looks`, the size of the family."""
+    """Add `p_adjusted` and `looks`, how many comparisons of the family have a p-value."""
     for row in differences:
         row["p_adjusted"], row["looks"] = row["p"] if row["family"] == "primary" else None, 1
     for family in FAMILIES:
         rows = [row for row in differences if row["family"] == family]
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-            row["p_adjusted"], row["looks"] = p, len(rows)
+            row["p_adjusted"], row["looks"] = p, sum(one["p"] is not None for one in rows)
 
 
 def _verdict(

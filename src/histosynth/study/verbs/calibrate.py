@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +23,7 @@ def calibrate(
             classifier` writes one.
         out: folder to write calibration.json, the calibrators, conformal.json, diagrams and a page to.
     """
-    options = spell("calibrate", "", config, out).partition(" --out ")[2].removeprefix(shlex.quote(str(out)))
-    command = f"histosynth calibrate {shlex.join([str(predictions), str(out)])}{options}"
+    command = spell("calibrate", [predictions, out], config)
     page = calibrate_predictions(read_predictions(predictions), out, config, command)
     say(f"Page: {page}")
     return page

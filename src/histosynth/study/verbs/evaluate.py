@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +22,7 @@ def evaluate(
         real: a tile set with train and test; the scores compare with its test, which nothing was trained on.
         synthetic: a tile set that a generator made, or a second real one.
     """
-    command = spell("evaluate", "", config, config.out).removeprefix("histosynth evaluate ")
-    words = f"histosynth evaluate {shlex.join([str(real), str(synthetic)])} {command}"
+    words = spell("evaluate", [real, synthetic], config, config.out)
     page = evaluate_sets(TileSet.open(real), TileSet.open(synthetic), config, words)
     say(f"Report: {page}")
     return page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,4 @@ def utility(
     from histosynth.study.compare import spell
     from histosynth.study.usefulness.run import run_utility
 
-    command = spell("utility", "", config, config.out).removeprefix("histosynth utility ")
-    words = f"histosynth utility {shlex.join([str(real), *map(str, synthetic)])} {command}"
-    return run_utility(real, synthetic, config, words)
+    return run_utility(real, synthetic, config, spell("utility", [real, *synthetic], config, config.out))
