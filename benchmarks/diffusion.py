@@ -29,10 +29,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from histosynth.core.device import describe_device
+from histosynth.core.precision import half_type
 from histosynth.core.seeds import torch_generator
 from histosynth.diffusion.conditions import Teller
 from histosynth.diffusion.model import LatentDiffusion, load_model
-from histosynth.diffusion.precision import half_type
 from histosynth.diffusion.sample import DiffusionGenerator
 from histosynth.diffusion.solve import context_of
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from histosynth.core.device import describe_device, pick_device
+from histosynth.core.precision import half_type
 from histosynth.diffusion.backbone import Compact
 from histosynth.diffusion.cache import Cache
 from histosynth.diffusion.config import DiffusionConfig
@@ -36,7 +37,6 @@ from histosynth.diffusion.pixcell.shape import PixCellShape
 from histosynth.diffusion.pixcell.transformer import PixCellTransformer, grid_positions
 from histosynth.diffusion.pixcell.vae import build_vae
 from histosynth.diffusion.pixcell_backbone import PixCellBackbone
-from histosynth.diffusion.precision import half_type
 from histosynth.diffusion.start import choose_trained
 from histosynth.diffusion.train import losses
 from histosynth.diffusion.transformer import TransformerShape, build_transformer

@@ -161,7 +161,7 @@ def our_config(size: str, **more: Any) -> Any:
         size=EDGE, batch=BATCH, channel_base=base, channel_max=most, d_channel_base=0, d_channel_max=0, z_dim=512,
         w_dim=512, label_conditioning="mapping", conv_clamp=256, style_mixing=MIXING, ada="fixed", ada_pipe="bgc",
         ada_p=P, r1_gamma=GAMMA, r1_every=R1_EVERY, lr_g=LR, lr_d=LR, collapse=0, head="",
-        noise=True, start="constant", **more,
+        noise=True, start="constant", space="pixels", **more,
     )  # fmt: skip
 
 
@@ -176,6 +176,7 @@ class Ours:
         config = config if augmented else replace(config, ada_p=0.0)
         self.module, self.fine = module, partial(module.augment, fine=fine)
         self.step = module.TrainingStep(config, [f"class-{k:03d}" for k in range(CLASSES)], Crew.join("cpu"), 1000)
+        self.step.players.load()
         self.step.players.start(torch.zeros(2, 3, EDGE, EDGE))
 
     def __call__(self, r1: bool, images: torch.Tensor, labels: torch.Tensor) -> None:

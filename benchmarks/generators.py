@@ -34,18 +34,22 @@ from histosynth.study.sheets import write_sheet_png
 from histosynth.tiles.batches import TileArray
 from histosynth.tiles.tileset import TileSet
 
+# the learning rates follow the clock, so that they have fallen when the minutes are over
+_CLOCK = "--schedule clock"
+_COSINE = "--lr-schedule cosine --lr-final 0.1 " + _CLOCK
 RECIPES: dict[str, dict[str, tuple[str, str]]] = {
     "gan": {
-        "base": ("From the shipped base", "train gan {tiles} {out}"),
-        "scratch": ("From scratch", "train gan {tiles} {out} --init none"),
-        "poc-cgan": ("poc-cgan", "train gan {tiles} {out} --config gan/poc-cgan --size 64"),
+        "base": ("From the shipped base", "train gan {tiles} {out} " + _COSINE),
+        "scratch": ("From scratch", "train gan {tiles} {out} --init none " + _COSINE),
+        "poc-cgan": ("poc-cgan", "train gan {tiles} {out} --config gan/poc-cgan --size 64 --schedule clock"),
     },
     "diffusion": {
-        "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out}"),
-        "lora": ("LoRA only", "train diffusion {tiles} {out} --finetune lora"),
-        "adapter": ("Adapter only", "train diffusion {tiles} {out} --finetune adapter"),
-        "no-classes": ("Without classes", "train diffusion {tiles} {out} --class-dropout 0.9 --ce-weight 0"),
-        "scratch": ("From scratch", "train diffusion {tiles} {out} --init none"),
+        "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out} " + _CLOCK),
+        "lora": ("LoRA only", "train diffusion {tiles} {out} --finetune lora " + _CLOCK),
+        "adapter": ("Adapter only", "train diffusion {tiles} {out} --finetune adapter " + _CLOCK),
+        "no-classes": ("Without classes", "train diffusion {tiles} {out} --class-dropout 0.9 --ce-weight 0 " + _CLOCK),
+        "full": ("All weights", "train diffusion {tiles} {out} --finetune full " + _CLOCK),
+        "scratch": ("From scratch", "train diffusion {tiles} {out} --init none --width 192 " + _CLOCK),
     },
 }
 ENCODERS = ("tissue-tiny", "colour")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from histosynth import encoders
+from histosynth.autoencoder.network import load_autoencoder
 from histosynth.core.checkpoint import read_card
-from histosynth.diffusion.autoencoder import load_autoencoder
 from histosynth.study.generators import load
 from histosynth.tiles.phantom import CLASSES, make_hospital, make_patient, render_batch
 

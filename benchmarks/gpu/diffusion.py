@@ -23,6 +23,8 @@ import yaml
 
 import histosynth
 from histosynth.core.device import describe_device, pick_device
+from histosynth.core.precision import half_type, loss_scaler
+from histosynth.core.training import Averages, named
 from histosynth.diffusion.cache import Cache
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.draws import Source
@@ -34,10 +36,8 @@ from histosynth.diffusion.pixcell.shape import PixCellShape
 from histosynth.diffusion.pixcell.transformer import PixCellTransformer, grid_positions
 from histosynth.diffusion.pixcell.vae import build_vae
 from histosynth.diffusion.pixcell_backbone import PixCellBackbone
-from histosynth.diffusion.precision import half_type, loss_scaler
 from histosynth.diffusion.start import choose_trained, halve
 from histosynth.diffusion.train import losses
-from histosynth.diffusion.training import Averages, named
 from histosynth.tiles.batches import TileArray
 
 PRESET = Path(histosynth.__file__).parent / "presets" / "diffusion" / "pixcell-256-lora.yaml"

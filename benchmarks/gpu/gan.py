@@ -44,7 +44,7 @@ def recipe(size: int, batch: int, base: int, most: int, code: int, precision: st
     return GanConfig(
         size=size, batch=batch, channel_base=base, channel_max=most, d_channel_base=0, d_channel_max=0, z_dim=code,
         w_dim=code, precision=precision, init="none", conv_clamp=256, style_mixing=0.9, ada="fixed", ada_pipe="bgc",
-        ada_p=0.3, collapse=0, head="", noise=True, start="constant",
+        ada_p=0.3, collapse=0, head="", noise=True, start="constant", space="pixels",
     )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from histosynth.autoencoder.train import AutoencoderConfig, train_autoencoder
 from histosynth.diffusion.train import DiffusionConfig, train_diffusion
-from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
 from histosynth.tiles.batches import TileArray
 from tests.diffusion.helpers import CLASSES, TINY, ColourMeans, make_tiles, tuning
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from histosynth.autoencoder.figures import psnr, ssim
+from histosynth.autoencoder.network import Autoencoder, check_size, load_autoencoder, to_signed, to_uint8
+from histosynth.autoencoder.train import laplacian_distance, vary_colours
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.diffusion.adapter import Conditioner, carry_over
-from histosynth.diffusion.autoencoder import Autoencoder, check_size, load_autoencoder, to_signed, to_uint8
-from histosynth.diffusion.figures import psnr, ssim
 from histosynth.diffusion.model import Bank
 from histosynth.diffusion.noise import LEVELS, Noising, solver, spread_levels
 from histosynth.diffusion.sample import draw_condition
-from histosynth.diffusion.train_autoencoder import laplacian_distance, vary_colours
 from histosynth.diffusion.transformer import TransformerShape, build_transformer, denoise
 from histosynth.tiles.batches import TileArray
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from histosynth.autoencoder.network import to_uint8
 from histosynth.core.errors import CheckpointError, DataError, SettingError
 from histosynth.core.seeds import torch_generator
 from histosynth.core.types import LatentGenerator
-from histosynth.diffusion.autoencoder import to_uint8
 from histosynth.diffusion.noise import SOLVERS, Process
 from histosynth.diffusion.pixcell import PixCell, PixCellGenerator
 from histosynth.diffusion.pixcell.conditions import embed, interpolate, prototype, prototypes, references

@@ -13,19 +13,20 @@ import pytest
 import torch
 import yaml
 
+from histosynth.autoencoder.cache import symmetries
+from histosynth.autoencoder.train import AutoencoderConfig, split_apart, train_autoencoder
 from histosynth.core.checkpoint import load_checkpoint, load_state, read_card
 from histosynth.core.errors import DataError, SettingError
 from histosynth.diffusion.adapter import Conditioner
 from histosynth.diffusion.align import Alignment
-from histosynth.diffusion.cache import open_cache, symmetries
+from histosynth.diffusion.cache import open_cache
 from histosynth.diffusion.config import DiffusionConfig, check_config
 from histosynth.diffusion.draws import Source
 from histosynth.diffusion.memory import activation_bytes, training_memory
 from histosynth.diffusion.model import load_model
+from histosynth.diffusion.noise import draw_levels
 from histosynth.diffusion.start import choose_trained, halve
 from histosynth.diffusion.train import losses, train_diffusion
-from histosynth.diffusion.train_autoencoder import AutoencoderConfig, split_apart, train_autoencoder
-from histosynth.diffusion.training import draw_levels
 from histosynth.diffusion.validation import Validation
 from histosynth.tiles.batches import TileArray, symmetry
 from tests.diffusion.helpers import CLASSES, TINY, ColourMeans, make_tiles, tuning
@@ -418,6 +419,6 @@ def test_the_base_is_trained_with_a_falling_rate(monkeypatch: pytest.MonkeyPatch
         assert settings.schedule == "clock" and settings.seconds == 60
         raise Enough
 
-    monkeypatch.setattr("histosynth.diffusion.train_autoencoder.train_autoencoder", stop)
+    monkeypatch.setattr("histosynth.autoencoder.train.train_autoencoder", stop)
     with pytest.raises(Enough):
         base._autoencoder(make_tiles({"A": 2}), base.BaseConfig(out=tmp_path, seconds=60), tmp_path / "run")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from histosynth.autoencoder.network import Autoencoder, AutoencoderShape
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.types import LatentGenerator
 from histosynth.diffusion.adapter import Conditioner
-from histosynth.diffusion.autoencoder import Autoencoder, AutoencoderShape
 from histosynth.diffusion.conditions import Teller, between, draw_condition
 from histosynth.diffusion.fast import fast_network
 from histosynth.diffusion.lora import LoraShape, attach_lora

@@ -52,12 +52,16 @@ def read_card(path: Path | str) -> dict[str, Any]:
     return _read(path, _CARD, tensors=False)[1]
 
 
-def learned_before(init: str) -> list[dict[str, Any]]:
+def learned_before(*starts: str) -> list[dict[str, Any]]:
     """What weights that a training starts from have learned from: [{"data": digest of the tiles, "size": pixels}].
 
     Newest first, with what these in turn started from. A checkpoint that names no tiles, such as a converted one, has
-    the digest "", and one that is no longer there "unknown". Empty where `init` is no checkpoint of this project.
+    the digest "", and one that is no longer there "unknown". What is no checkpoint of this project gives nothing.
     """
+    return [ancestor for start in starts for ancestor in _ancestors(start)]
+
+
+def _ancestors(init: str) -> list[dict[str, Any]]:
     path = Path(init)
     if init in ("base", "none") or not (path.is_file() or path.suffix == ".safetensors"):
         return []

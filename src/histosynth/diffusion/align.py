@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from histosynth.autoencoder.network import to_signed
 from histosynth.core.errors import SettingError
 from histosynth.core.types import Encoder
-from histosynth.diffusion.autoencoder import to_signed
 from histosynth.diffusion.backbone import Compact
 from histosynth.diffusion.cache import encoder_key
 from histosynth.diffusion.config import DiffusionConfig

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from histosynth.diffusion.autoencoder import FACTOR, Autoencoder, AutoencoderShape
+from histosynth.autoencoder.network import FACTOR, Autoencoder, AutoencoderShape
 from histosynth.diffusion.noise import Process
 from histosynth.diffusion.transformer import TransformerShape, build_transformer, denoise
 

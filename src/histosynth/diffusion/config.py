@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from histosynth.core.errors import DataError, SettingError
+from histosynth.core.precision import Precision
+from histosynth.core.training import Schedule
 from histosynth.diffusion.adapter import Join
-from histosynth.diffusion.precision import Precision
-from histosynth.diffusion.training import Schedule
 from histosynth.tiles.batches import Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class DiffusionConfig:
     """With init=none: "base", "train" (on these tiles, first) or a path. Otherwise the start's own is used."""
     autoencoder_steps: int = 2000
     """Steps of autoencoder=train."""
+    decoder: float = 0.2
+    """Share of the training that comes first and teaches the start's decoder the texture of these tiles, with `size`
+    and latent space kept; 0 for none. For starts of this project."""
     encoder: str = "tissue-tiny"
     """The frozen encoder whose embeddings condition the denoiser."""
     finetune: Finetune = "adapter_lora"
@@ -156,6 +159,8 @@ def check_config(config: DiffusionConfig) -> None:
     for name, known in _CHOICES.items():
         if getattr(config, name) not in known:
             raise SettingError(f"{name} is {getattr(config, name)!r}.", f"Use {', '.join(known[:-1])} or {known[-1]}.")
+    if not 0 <= config.decoder < 1:
+        raise SettingError(f"decoder is {config.decoder}.", "Give a share from 0 to below 1.")
     if not 0 <= config.ema < 1:
         raise SettingError(f"ema is {config.ema}.", "Give a decay from 0 to below 1.")
     if config.batch % config.accumulate:

@@ -11,7 +11,7 @@ from torch import Tensor
 from histosynth.core.seeds import numpy_rng, torch_generator
 from histosynth.diffusion.cache import Cache
 from histosynth.diffusion.config import DiffusionConfig
-from histosynth.diffusion.training import draw_levels
+from histosynth.diffusion.noise import draw_levels
 from histosynth.tiles.batches import TileArray, batch_at
 
 

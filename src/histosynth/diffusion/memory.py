@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from histosynth.autoencoder.cache import chunk_of
+from histosynth.core.precision import half_type
 from histosynth.core.progress import say
 from histosynth.diffusion.backbone import Backbone
-from histosynth.diffusion.cache import chunk_of
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.model import LatentDiffusion
-from histosynth.diffusion.precision import half_type
 
 OVERHEAD = 0.8e9
 """Bytes that CUDA's context, its libraries and the allocator's gaps take; between 0.5 and 1 GB on present cards."""

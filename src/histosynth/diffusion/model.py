@@ -12,19 +12,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from histosynth.autoencoder.network import AUTOENCODER, Autoencoder, load_autoencoder, restore_autoencoder
 from histosynth.core.assets import asset_path
 from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.diffusion.adapter import Conditioner
-from histosynth.diffusion.autoencoder import Autoencoder, load_autoencoder, restore_autoencoder
 from histosynth.diffusion.backbone import Backbone, Compact
 from histosynth.diffusion.lora import LoraShape, attach_lora, load_lora_tensors, lora_shape, lora_tensors, merged
 from histosynth.diffusion.noise import Process
 from histosynth.diffusion.transformer import TransformerShape
 
 BASE = "diffusion-base-64.safetensors"
-AUTOENCODER = "autoencoder-64.safetensors"
-_PARTS = ("transformer.", "conditioner.", "autoencoder.", "bank.", "lora.")
+_PARTS = ("transformer.", "conditioner.", "autoencoder.", "bank.", "lora.", "decoder.")
 _LARGEST = 65_536  # no number of a network's shape is larger; a card that says so is damaged or hostile
 
 

@@ -214,3 +214,15 @@ def spread_levels(n: int, rng: np.random.Generator) -> Tensor:
     """
     places = (np.arange(n) + rng.random(n)) / n
     return torch.from_numpy((rng.permutation(places) * LEVELS).astype(np.int64).clip(0, LEVELS - 1))
+
+
+def draw_levels(kind: str, n: int, rng: np.random.Generator) -> Tensor:
+    """Noise levels of a batch, int64 [n] within 0..999, spread evenly over what is drawn from.
+
+    "uniform", or "logit-normal" (Esser et al. 2024): level / 1000 = 1 / (1 + exp(-z)), z standard normal.
+    """
+    even = spread_levels(n, rng)
+    if kind == "uniform":
+        return even
+    place = (even.double() + 0.5) / LEVELS
+    return (torch.sigmoid(torch.special.ndtri(place)) * LEVELS).long().clamp(0, LEVELS - 1)

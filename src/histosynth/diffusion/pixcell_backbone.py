@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from histosynth.autoencoder.network import to_signed
 from histosynth.core.errors import SettingError
-from histosynth.diffusion.autoencoder import to_signed
 from histosynth.diffusion.noise import Process
 from histosynth.diffusion.pixcell.cards import CARDS, locate, missing
 from histosynth.diffusion.pixcell.model import Memory, PixCell

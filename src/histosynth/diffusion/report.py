@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from histosynth.autoencoder.cache import chunk_of
+from histosynth.autoencoder.network import to_uint8
 from histosynth.core.checkpoint import learned_before
+from histosynth.core.precision import autocast
 from histosynth.core.run import plain
 from histosynth.core.seeds import numpy_rng, torch_generator
-from histosynth.diffusion.autoencoder import to_uint8
-from histosynth.diffusion.cache import chunk_of
+from histosynth.core.training import count
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.model import LatentDiffusion
 from histosynth.diffusion.panels import control_panel
-from histosynth.diffusion.precision import autocast
 from histosynth.diffusion.sample import run_solver
-from histosynth.diffusion.training import count
 from histosynth.diffusion.validation import Best
 from histosynth.tiles.batches import TileArray
 
@@ -88,6 +88,6 @@ def card_of(
         "parents": run.manifest["parents"],
         "trained_on": {"tiles": len(data), "per_class": data.counts()},
         "data": run.manifest["settings"]["data"],
-        "learned_before": learned_before(config.init),
+        "learned_before": learned_before(config.init, config.autoencoder if config.init == "none" else "none"),
         "command": "histosynth train diffusion",
     }

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from histosynth.autoencoder.network import to_uint8
 from histosynth.core.device import pick_device
 from histosynth.core.errors import DataError, SettingError, did_you_mean
+from histosynth.core.precision import Precision, autocast, half_type
 from histosynth.core.seeds import torch_generator
-from histosynth.diffusion.autoencoder import to_uint8
 from histosynth.diffusion.conditions import Teller, Told, draw_condition
 from histosynth.diffusion.fast import FastCompact, fast_network
 from histosynth.diffusion.model import LatentDiffusion, load_model
-from histosynth.diffusion.precision import Precision, autocast, half_type
 from histosynth.diffusion.solve import Solving, Watch, context_of, first_step, run_solver, solve
 
 __all__ = ["DiffusionGenerator", "Sampling", "draw_condition", "run_solver"]

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from histosynth.autoencoder.network import Autoencoder, decoder_state
 from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.files import atomic_path, ensure_folder, write_json
@@ -24,12 +25,14 @@ _PEFT = "base_model.model."
 
 
 def save_lora(path: Path, model: LatentDiffusion, card: dict[str, Any]) -> Path:
-    """Write what was fine-tuned without the base: low-rank matrices, conditioner and bank (small, to share).
+    """Write what was fine-tuned without the base: low-rank matrices, conditioner, bank and decoder (small, to share).
 
     LoRA goes beside it as peft and diffusers read it, too; see `save_peft`.
     """
     tensors = {f"conditioner.{k}": v for k, v in model.conditioner.state_dict().items()}
     tensors |= {f"bank.{i}": v for i, v in enumerate(model.bank.values)}
+    if isinstance(model.autoencoder, Autoencoder):
+        tensors |= {f"decoder.{k}": v for k, v in decoder_state(model.autoencoder).items()}
     card = {**card, **describe(model), "kind": "diffusion-lora"}
     if isinstance(model.transformer, PeftModel):
         tensors |= {f"lora.{k}": v for k, v in lora_tensors(model.transformer).items()}
@@ -85,10 +88,13 @@ def apply_lora(
         else:
             start = load_model(base or card["config"]["init"])
             backbone = resized(start.backbone, card["size"])
-        if "lora" not in card and split_parts(tensors)["lora."]:  # cards of the first version
+        part = split_parts(tensors)
+        if part["decoder."] and isinstance(backbone.autoencoder, Autoencoder):
+            backbone.autoencoder.load_state_dict(backbone.autoencoder.state_dict() | part["decoder."])
+        if "lora" not in card and part["lora."]:  # cards of the first version
             old = card["config"]
             card["lora"] = {"rank": old["lora_rank"], "alpha": old["lora_alpha"], "targets": old["lora_targets"]}
-        return restore(backbone, split_parts(tensors), card)
+        return restore(backbone, part, card)
     except (RuntimeError, TypeError, KeyError, ValueError, IndexError, AttributeError, SettingError) as error:
         raise CheckpointError(
             f"{path} does not fit its base: {error}.", "Give the base it was trained from."
@@ -102,7 +108,7 @@ def blend(
     """Several fine-tuned models of one base in one: W' = W + sum of weight (alpha / rank) B A.
 
     Low-rank changes add up exactly (as one LoRA whose rank is the sum of the ranks). Adapters, class tokens and heads
-    are averaged by the weights, a class over the models that know it; the classes are those of all.
+    and decoders are averaged by the weights, a class over the models that know it; the classes are those of all.
 
     Args:
         paths: files of `save_lora`, with the same encoder and way of telling the class.
@@ -138,6 +144,10 @@ def blend(
         "lora.": changes,
         "bank.": {str(i): torch.cat([_of_class(m, c)[0] for m in models]) for i, c in enumerate(classes)},
     }
+    if isinstance(backbone.autoencoder, Autoencoder):
+        states = [decoder_state(m.autoencoder) for m in models if isinstance(m.autoencoder, Autoencoder)]
+        mean = {k: sum(share * s[k] for share, s in zip(shares, states, strict=True)) for k in states[0]}
+        backbone.autoencoder.load_state_dict(backbone.autoencoder.state_dict() | mean)
     card = dict(first.card) | {
         "classes": list(classes),
         "lora": asdict(shape) if shape else None,

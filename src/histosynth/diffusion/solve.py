@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from histosynth.core.errors import SettingError
+from histosynth.core.precision import Precision, autocast
 from histosynth.diffusion.fast import FastCompact
 from histosynth.diffusion.model import LatentDiffusion
 from histosynth.diffusion.noise import LEVELS
-from histosynth.diffusion.precision import Precision, autocast
 
 Watch = Callable[[int, int, Tensor, Tensor], None]
 """Sees every step: (its number, its level, x_t [N, C, h, w], the estimate of x_0 [N, C, h, w])."""

@@ -11,16 +11,16 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from histosynth.autoencoder.network import AUTOENCODER, Autoencoder, check_size, load_autoencoder
 from histosynth.core.assets import asset_path
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.seeds import derive
 from histosynth.core.types import EncoderCard
 from histosynth.diffusion.adapter import carry_over
-from histosynth.diffusion.autoencoder import Autoencoder, check_size, load_autoencoder
 from histosynth.diffusion.backbone import Backbone, Compact
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.lora import LoraShape, attach_lora, lora_shape
-from histosynth.diffusion.model import AUTOENCODER, LatentDiffusion, load_model, with_conditioner
+from histosynth.diffusion.model import LatentDiffusion, load_model, with_conditioner
 from histosynth.diffusion.pixcell.cards import CARDS
 from histosynth.diffusion.transformer import TransformerShape
 

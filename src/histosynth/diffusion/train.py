@@ -13,24 +13,25 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, train_autoencoder
 from histosynth.core.checkpoint import load_state, save_state
+from histosynth.core.precision import autocast, half_type, loss_scaler
 from histosynth.core.progress import bar, say
 from histosynth.core.run import plain
 from histosynth.core.seeds import numpy_rng
+from histosynth.core.training import Averages, Clock, check_finite, named, pack, rate, unpack
 from histosynth.core.types import Encoder
 from histosynth.diffusion.align import Alignment
+from histosynth.diffusion.backbone import Compact
 from histosynth.diffusion.cache import embed, open_cache
 from histosynth.diffusion.config import DiffusionConfig, check_config, check_tiles
 from histosynth.diffusion.draws import Part, Source
 from histosynth.diffusion.lora import describe_lora
 from histosynth.diffusion.memory import say_memory
 from histosynth.diffusion.model import Bank, LatentDiffusion, save_model
-from histosynth.diffusion.precision import autocast, half_type, loss_scaler
 from histosynth.diffusion.report import card_of, save_panels
 from histosynth.diffusion.share import save_lora
 from histosynth.diffusion.start import choose_trained, halve, start_model
-from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
-from histosynth.diffusion.training import Averages, Clock, check_finite, named, pack, rate, unpack
 from histosynth.diffusion.validation import Best, Validation
 from histosynth.diffusion.workers import Workers
 from histosynth.tiles.batches import TileArray
@@ -82,6 +83,15 @@ def train_diffusion(
         encoder = encoder or _load_encoder(config.encoder, device)
         first_stage = lambda: _train_autoencoder(data, config, run.folder / "autoencoder", device)  # noqa: E731
         model, fresh = start_model(data.classes, config, encoder.card, first_stage)
+        seconds = config.seconds
+        if config.decoder and config.init != "none" and isinstance(model.backbone, Compact):
+            with workers.first():
+                model.backbone.autoencoder = refine_decoder(
+                    data, model.backbone.autoencoder, run.folder / "decoder", seed=config.seed, device=device,
+                    steps=round(config.steps * config.decoder), seconds=seconds and seconds * config.decoder,
+                    schedule=config.schedule, precision="auto" if config.precision == "fp16" else config.precision,
+                )  # fmt: skip
+            seconds = seconds and seconds * (1 - config.decoder)
         groups = choose_trained(model, config)
         half = half_type(where, config.precision)
         if config.half_base and half is not None:
@@ -110,7 +120,7 @@ def train_diffusion(
         averages = Averages(parameters, config.ema)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay)
         scaler = loss_scaler(where, config.precision)
-        clock = Clock(config.steps, config.seconds, config.schedule)
+        clock = Clock(config.steps, seconds, config.schedule)
         source = Source(data, cache, embeddings, config, where)
         best = Best()
         if workers.main:

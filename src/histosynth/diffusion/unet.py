@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
+from histosynth.autoencoder.network import FACTOR, Autoencoder, to_signed
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.files import read_json, sha256_file
-from histosynth.diffusion.autoencoder import FACTOR, Autoencoder, to_signed
 from histosynth.diffusion.noise import Process
 
 _PREDICTIONS = {"v_prediction": "v", "epsilon": "epsilon"}

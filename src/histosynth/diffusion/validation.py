@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from histosynth.core.precision import autocast
 from histosynth.core.seeds import numpy_rng, torch_generator
+from histosynth.core.training import Averages
 from histosynth.core.types import Encoder
 from histosynth.diffusion.cache import embed, open_cache
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.model import LatentDiffusion
 from histosynth.diffusion.noise import LEVELS
-from histosynth.diffusion.precision import autocast
-from histosynth.diffusion.training import Averages
 from histosynth.tiles.batches import TileArray
 
 _CHUNK = 32

@@ -36,7 +36,8 @@ def augment(
     samples. Gradients flow to the images, also those of gradients.
 
     Args:
-        images: float [N, 3, S, S] in [-1, 1]; half precision is computed in float32 and returned as it came.
+        images: float [N, 3, S, S] in [-1, 1], or latents [N, C, S, S], for which there are the pipes `ANY_CHANNELS`;
+            half precision is computed in float32 and returned as it came.
         p: 0 to 1.
         generator: on the device of the images.
         pipe: a name of `PIPES`, or strengths of your own.
@@ -45,12 +46,13 @@ def augment(
 
     Raises:
         SettingError: no such pipe, or p outside 0 to 1.
-        DataError: the images are not square or have not three channels.
+        DataError: the images are not square, or have not the three channels that the pipe is about.
     """
     strengths = find_pipe(pipe)
     if not 0 <= p <= 1:
         raise SettingError(f"The augmentation probability is {p}.", "Use a number from 0 to 1.")
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+    colours = any(getattr(strengths, name) for name in ("luma", "hue", "saturation", "stain", "channels"))
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or (colours and images.shape[1] != 3):
         raise DataError(f"The images to augment are {list(images.shape)}.", "Use square RGB images, [N, 3, S, S].")
     if p == 0 or strengths == PIPES["none"]:
         return images

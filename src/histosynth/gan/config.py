@@ -4,13 +4,16 @@ presets gan/poc-cgan, gan/stylegan2-64, gan/stylegan2-ada-256 and gan/skin-trans
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from histosynth.autoencoder.network import AutoencoderShape
 from histosynth.core.errors import SettingError
-from histosynth.gan.augmentation.pipe import find_pipe
+from histosynth.gan.augmentation.pipe import ANY_CHANNELS, find_pipe
 from histosynth.gan.shape import Shape
+
+_LATENTS = astuple(AutoencoderShape())
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class GanConfig:
     """Tiles of each class in an epoch; none: an epoch has as many tiles as the set."""
     seconds: float | None = None
     """Stop after this many seconds of training (all sessions of this run together)."""
-    batch: int = 16
+    batch: int = 32
     """Tiles a step, over all GPUs and parts."""
     accumulate: int = 1
     """Parts into which a GPU takes its share of a batch, one after another, to save memory."""
@@ -50,6 +53,15 @@ class GanConfig:
     """Of the convolutions; auto takes bf16 where the processor has it (about twice as fast)."""
 
     # --- networks
+    space: Literal["auto", "latents", "pixels"] = "auto"
+    """What both networks work on: latents of an autoencoder, a quarter as wide as the tile, whose decoder adds the
+    texture (several times as many tiles an hour); or pixels. auto: latents for tiles of 64 px and more (32 from
+    the shipped weights), where no head and no loss needs pixels."""
+    autoencoder: str = "base"
+    """latents: the autoencoder, base (the shipped one) or the path of one; with another init than none, the start's
+    own is used."""
+    decoder: float = 0.2
+    """latents: share of the training that comes first and teaches the decoder the texture of these tiles; 0: none."""
     architecture: Literal["stylegan2", "lite"] = "stylegan2"
     """stylegan2: skip generator, residual discriminator; lite: plain blocks, spectral normalisation."""
     label_conditioning: Literal["projection", "mapping"] = "projection"
@@ -65,9 +77,9 @@ class GanConfig:
     """Most feature channels anywhere."""
     channel_min: int = 1
     """Fewest feature channels anywhere."""
-    d_channel_base: int = 1024
+    d_channel_base: int = 0
     """channel_base of the discriminator; 0: as the generator."""
-    d_channel_max: int = 96
+    d_channel_max: int = 0
     """channel_max of the discriminator; 0: as the generator."""
     z_dim: int = 256
     """Length of the random code z."""
@@ -75,8 +87,9 @@ class GanConfig:
     """Length of the style code w."""
     mapping_depth: int = 2
     """Layers of the mapping network."""
-    noise: bool = False
-    """Per-pixel noise in the generator (StyleGAN2); in short trainings it takes the place of structure."""
+    noise: bool | None = None
+    """Noise in every place of the generator's layers (StyleGAN2). On pixels, in short trainings, it takes the place of
+    structure; latents are half noise, and without it the discriminator wins at once. none: on latents alone."""
     output_clamp: float = 0.0
     """Tiles are cut to +- this value, in a range from -1 to 1; 0: never."""
     conv_clamp: float = 0.0
@@ -87,8 +100,9 @@ class GanConfig:
     """Probability that a fake tile takes its fine layers from a second code of its class."""
 
     # --- pathology head: a second judge that sees through a frozen encoder
-    head: str = "tissue-tiny"
-    """Encoder of the pathology head, such as tissue-tiny or pathoduet; empty: no head."""
+    head: str = "auto"
+    """Encoder of the pathology head, such as tissue-tiny or pathoduet; empty: no head; auto: tissue-tiny on pixels,
+    none on latents, which no encoder knows."""
     head_mode: Literal["auto", "features", "maps"] = "auto"
     """maps: small judges on feature maps of several depths; features: one on the encoder's features; auto: maps
     where the encoder has them."""
@@ -119,7 +133,7 @@ class GanConfig:
     label_fake: float = 0.0
     """bce: label of fake tiles."""
     r1_gamma: float | None = None
-    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch; 0: no penalty."""
+    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, 0.3 on latents; 0: no penalty."""
     r1_every: int = 16
     """Steps from one gradient penalty to the next."""
     r1_lazy: bool = True
@@ -160,8 +174,9 @@ class GanConfig:
     # --- adaptive augmentation of what the discriminators see
     ada: Literal["sign", "accuracy", "fixed"] = "sign"
     """What moves p: r_t, the mean sign of the logits of real tiles; their accuracy; or nothing."""
-    ada_pipe: str = "tissue"
-    """Which changes: tissue, histology, poc, or a pipe of StyleGAN2-ADA (blit, geom, color, bg, bgc, ...)."""
+    ada_pipe: str = "auto"
+    """Which changes: tissue, histology, poc, latents, or a pipe of StyleGAN2-ADA (blit, geom, color, bg, bgc, ...);
+    auto: tissue on pixels, latents on latents."""
     ada_p: float = 0.0
     """Probability p of a change at the start (fixed: all the time)."""
     ada_target: float = 0.6
@@ -258,6 +273,7 @@ class GanConfig:
     """Make a film (GIF) of the pictures in samples/ at the end."""
 
     def __post_init__(self) -> None:
+        self._settle()
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -282,11 +298,39 @@ class GanConfig:
         if self.freeze_d and self.architecture == "lite":
             raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
         find_pipe(self.ada_pipe)
+        if self.space == "latents" and (seen := self._of_pixels()):
+            raise SettingError(f"{seen[0]} is set with space=latents.", "Leave it out, or set space=pixels.")
         self.shape(2)
 
-    def shape(self, classes: int) -> Shape:
-        """The shape of the networks for this many classes (none of them where `conditional` is off)."""
+    def _settle(self) -> None:
+        """Put what auto stands for in its place."""
+        latents = self.space == "latents"
+        if self.space == "auto":
+            least = 32 if self.init == "base" else 64  # on latents, as the shipped weights are
+            latents = self.size >= least and self.architecture == "stylegan2" and not self._of_pixels()
+            object.__setattr__(self, "space", "latents" if latents else "pixels")
+        if self.noise is None:
+            object.__setattr__(self, "noise", latents)
+        for name, on_latents, on_pixels in (("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue")):
+            if getattr(self, name) == "auto":
+                object.__setattr__(self, name, on_latents if latents else on_pixels)
+
+    def _of_pixels(self) -> list[str]:
+        """Settings in use that need pixels."""
+        used = [
+            name for name in ("perceptual", "saturation", "saturation_guard", "output_clamp") if getattr(self, name)
+        ]
+        used += ["head"] if self.head not in ("", "auto") else []
+        return used + (["ada_pipe"] if self.ada_pipe not in ("auto", *ANY_CHANNELS) else [])
+
+    def shape(self, classes: int, first_stage: tuple[int, ...] = _LATENTS) -> Shape:
+        """The shape of the networks for this many classes (none of them where `conditional` is off).
+
+        Args:
+            first_stage: width, blocks and channels of the autoencoder; not read on pixels.
+        """
         shared = {f.name: getattr(self, f.name) for f in fields(Shape) if hasattr(self, f.name)}
+        shared["autoencoder"] = first_stage if self.space == "latents" else ()
         clamps = {name: getattr(self, name) or None for name in ("output_clamp", "conv_clamp")}
         return Shape(**shared | clamps | {"classes": classes if self.conditional else 0})
 
@@ -317,9 +361,12 @@ class GanConfig:
         import shlex
 
         words = ["histosynth train gan TILES RUN"]
+        # what auto stands for need not be said
+        usual = GanConfig(size=self.size, architecture=self.architecture, init=self.init)
         for field in fields(self):
             value = getattr(self, field.name)
-            if value == field.default:
+            implied = field.name not in ("size", "architecture", "init") and value == getattr(usual, field.name)
+            if implied or value == field.default:
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
@@ -345,6 +392,6 @@ _NOT_NEGATIVE = (
 _SHARES = (
     "style_mixing", "alpha_on", "alpha_off", "label_real", "label_fake", "channel_stats_decay", "ada_p", "ada_target",
     "ada_max", "ada_decay", "ada_cap", "ada_cap_above", "beta1", "beta2", "lr_final", "ema_rampup", "ema_decay",
-    "saturation_perceptual", "saturation_alpha", "d_stop_acc", "d_stop_ema", "collapse",
+    "saturation_perceptual", "saturation_alpha", "decoder", "d_stop_acc", "d_stop_ema", "collapse",
 )  # fmt: skip
 _CHOICES = {name: get_args(hint) for name, hint in get_type_hints(GanConfig).items() if get_origin(hint) is Literal}

@@ -44,9 +44,9 @@ class Discriminator(nn.Module):
         self.shape = shape
         self.lite = shape.architecture == "lite"
         channels, clamp = shape.d_channels(4), shape.d_clamp
-        self.from_rgb = None if self.lite else EqualConv(3, shape.d_channels(shape.size), 1, clamp=clamp)
+        self.from_rgb = None if self.lite else EqualConv(shape.colours, shape.d_channels(shape.canvas), 1, clamp=clamp)
         self.blocks, self.heads = nn.ModuleDict(), nn.ModuleDict()
-        inputs = 3 if self.lite else shape.d_channels(shape.size)
+        inputs = shape.colours if self.lite else shape.d_channels(shape.canvas)
         for resolution in reversed(shape.resolutions[1:]):
             outputs = shape.d_channels(resolution // 2)
             if self.lite:
@@ -56,7 +56,9 @@ class Discriminator(nn.Module):
                 self.blocks[f"b{resolution}"] = DiscriminatorBlock(inputs, outputs, shape)
                 if shape.discriminator == "skip":
                     last = resolution == 8
-                    self.heads[f"b{resolution // 2}"] = EqualConv(3, outputs, 1, clamp=None if last else clamp)
+                    self.heads[f"b{resolution // 2}"] = EqualConv(
+                        shape.colours, outputs, 1, clamp=None if last else clamp
+                    )
             inputs = outputs
         self.minibatch_std = self.conv = None
         if not self.lite:
@@ -77,7 +79,7 @@ class Discriminator(nn.Module):
             self.dense, self.head = spectral_norm(self.dense), spectral_norm(self.head)
 
     def features(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Images [N, 3, size, size] in [-1, 1] -> features [N, C, 4, 4] before the batch is looked at."""
+        """Images [N, 3, size, size] in [-1, 1], or latents -> features [N, C, 4, 4] before the batch is looked at."""
         image = images.to(dtype, memory_format=torch.channels_last)
         x = image if self.from_rgb is None else self.from_rgb(image)
         for name, block in self.blocks.items():

@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import torch
 
 from histosynth.core.errors import DataError
 from histosynth.core.types import Batch
 from histosynth.gan.config import GanConfig
-from histosynth.tiles.batches import TileArray, batch_at
+from histosynth.tiles.batches import TileArray, batch_at, indices_at, symmetries_at
 
 UNLABELLED = ("tissue",)
 """The one class of a training without classes."""
@@ -57,8 +58,19 @@ def usable(
 class Feed:
     """Batch number k on demand; a context manager, since it may hold threads."""
 
-    def __init__(self, data: TileArray, config: GanConfig, steps: int, pin: bool = False) -> None:
-        """`pin`: in memory from which a GPU can copy while it computes."""
+    def __init__(
+        self,
+        data: TileArray,
+        config: GanConfig,
+        steps: int,
+        pin: bool = False,
+        latents: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """Args:
+        pin: in memory from which a GPU can copy while it computes.
+        latents: what batches hold instead of pixels, with the symmetries of every tile (`latents_of`).
+        """
+        self._latents = latents
         self._data, self._config, self._steps, self._pin = data, config, steps, pin
         self._pool = ThreadPoolExecutor(config.workers) if config.workers else None
         self._ahead: OrderedDict[int, Future[Batch]] = OrderedDict()
@@ -75,8 +87,20 @@ class Feed:
 
     def _read(self, step: int) -> Batch:
         config = self._config
-        batch = batch_at(self._data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed)
+        batch = self._of_latents(step) if self._latents else batch_at(
+            self._data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed
+        )  # fmt: skip
         return replace(batch, images=batch.images.pin_memory()) if self._pin else batch
+
+    def _of_latents(self, step: int) -> Batch:
+        """As `batch_at`; of the symmetries that a tile was encoded in, the one that is drawn."""
+        assert self._latents is not None
+        config, (latents, turns) = self._config, self._latents
+        rows = indices_at(self._data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed)
+        views = symmetries_at(step, config.batch, config.seed) % turns.shape[1]
+        images = torch.from_numpy(latents[views, rows].astype(np.float32))
+        labels = torch.from_numpy(self._data.labels[rows].astype(np.int64))
+        return Batch(images, labels, [self._data.ids[i] for i in rows])
 
     def __enter__(self) -> Self:
         return self

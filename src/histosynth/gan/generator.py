@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from histosynth.autoencoder.network import Autoencoder, AutoencoderShape
 from histosynth.core.seeds import torch_generator
 from histosynth.gan.layers import GAIN, EqualConv, EqualLinear, ModulatedConv, activate, clamped, up_2x
 from histosynth.gan.mapping import Centre, Mapping
@@ -60,10 +61,10 @@ class SynthesisBlock(nn.Module):
             self.conv1 = SynthesisLayer(outputs, outputs, resolution, shape)
         self.clamp, self.to_rgb, self.rgb_bias = shape.conv_clamp, None, None
         if not lite:
-            self.to_rgb = ModulatedConv(outputs, 3, 1, shape.w_dim, demodulate=False)
-            self.rgb_bias = nn.Parameter(torch.zeros(3))
-        elif resolution == shape.size:
-            self.to_rgb = EqualConv(outputs, 3, 1, active=False, bias=True, equalised=False)
+            self.to_rgb = ModulatedConv(outputs, shape.colours, 1, shape.w_dim, demodulate=False)
+            self.rgb_bias = nn.Parameter(torch.zeros(shape.colours))
+        elif resolution == shape.canvas:
+            self.to_rgb = EqualConv(outputs, shape.colours, 1, active=False, bias=True, equalised=False)
 
     @property
     def convs(self) -> list[SynthesisLayer]:
@@ -97,6 +98,9 @@ class SynthesisBlock(nn.Module):
 class Generator(nn.Module):
     """z, class -> image. `forward` is for training; see `histosynth.gan.sample` for making tiles.
 
+    On latents (`Shape.autoencoder`), `forward` gives latents, which the discriminator judges, and `synthesise` their
+    images; the frozen autoencoder is a part of this network.
+
     Noise is a list with a plane a noisy layer (`draw_noise`, `seeded_noise`, `const_noise`), or none.
     """
 
@@ -118,6 +122,9 @@ class Generator(nn.Module):
         for resolution in shape.resolutions:
             self.blocks[f"b{resolution}"] = SynthesisBlock(inputs, shape.channels(resolution), resolution, shape)
             inputs = shape.channels(resolution)
+        self.autoencoder: Autoencoder | None = None
+        if shape.autoencoder:
+            self.autoencoder = Autoencoder(AutoencoderShape(*shape.autoencoder)).eval().requires_grad_(False)
 
     @property
     def convs(self) -> list[SynthesisLayer]:
@@ -190,6 +197,14 @@ class Generator(nn.Module):
 
         Not clamped but where `Shape.output_clamp` says so. The layers compute in `dtype`.
         """
+        return self.images(self.paint(w, noise, dtype))
+
+    def images(self, canvas: Tensor) -> Tensor:
+        """What `paint` gave -> images, which it is already but for latents."""
+        return canvas if self.autoencoder is None else self.autoencoder.decode(canvas)
+
+    def paint(self, w: Tensor, noise: Sequence[Tensor] | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """As `synthesise`, but latents [N, channels, size / 4, size / 4] where the networks work on them."""
         codes = list(w.unbind(dim=1)) if w.ndim == 3 else [w] * self.layers
         given = iter(noise or ())
         x = image = None
@@ -214,10 +229,10 @@ class Generator(nn.Module):
         crossover: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Images from z [N, z_dim]; with `z2` and `crossover` int64 [N], later layers use z2."""
+        """Images or latents from z [N, z_dim]; with `z2` and `crossover` int64 [N], later layers use z2."""
         w = self.mapping(z, labels)
         if z2 is not None and crossover is not None:
             # style mixing inside the class (1812.04948, section 3.1)
             late = torch.arange(self.layers, device=w.device)[None, :] >= crossover[:, None]
             w = torch.where(late[:, :, None], self.mapping(z2, labels)[:, None], w[:, None])
-        return self.synthesise(w, noise, dtype)
+        return self.paint(w, noise, dtype)

@@ -27,8 +27,9 @@ class Meter:
             self._waiting.append((name, value.detach()))
 
     def add_images(self, step: int, name: str, images: Tensor) -> None:
-        """Take in mean, smallest and largest pixel of a batch in [-1, 1]; what is beyond counts as the end."""
-        images = images.detach().clamp(-1, 1)
+        """Take in mean, smallest and largest value of a batch; of pixels, what is beyond [-1, 1] counts as the end."""
+        images = images.detach()
+        images = images.clamp(-1, 1) if images.shape[1] == 3 else images
         self.add(step, **{f"{name}_mu": images.mean(), f"{name}_min": images.amin(), f"{name}_max": images.amax()})
 
     def not_finite(self) -> tuple[str, int, float] | None:

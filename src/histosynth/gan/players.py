@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from histosynth import encoders
+from histosynth.autoencoder.network import AUTOENCODER, Autoencoder, load_autoencoder
+from histosynth.core.assets import asset_path
+from histosynth.core.checkpoint import read_card
 from histosynth.core.seeds import derive
 from histosynth.core.types import Encoder
 from histosynth.gan.config import GanConfig
@@ -19,8 +24,8 @@ from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator
 from histosynth.gan.head import PathologyHead
 from histosynth.gan.layers import place
-from histosynth.gan.losses import default_r1_gamma
-from histosynth.gan.transfer import start_from
+from histosynth.gan.losses import LATENT_R1_GAMMA, default_r1_gamma
+from histosynth.gan.transfer import checkpoint_of, start_from
 
 DEFAULT_PERCEPTUAL = "tissue-tiny"
 
@@ -31,7 +36,8 @@ class Players:
     Attributes:
         networks: all of them by name.
         encoders: frozen encoders whose gradients they learn from, by role ("head", "perceptual").
-        judging: what learns in the discriminators.
+        making, judging: what learns in the generator, and in the discriminators.
+        latent_space: identifies the latents they work on; empty on pixels.
         gamma: weight of the gradient penalty.
     """
 
@@ -44,12 +50,16 @@ class Players:
         self.config, self.classes, self.crew = config, tuple(classes), crew
         self.dtype = pick_dtype(config.precision, crew.device)
         torch.manual_seed(derive(config.seed, "gan weights"))
-        shape = config.shape(len(classes))
+        first_stage = _first_stage(config)
+        shape = config.shape(len(classes), first_stage.shape if first_stage else ())
         self.generator, self.discriminator = Generator(shape), Discriminator(shape)
         self.encoders = _load_encoders(config, str(crew.device))
         self.head: PathologyHead | None = None
         if config.head:
             self.head = PathologyHead(self.encoders["head"], shape.classes, config.head_mode)
+        self.latent_space = ""
+        if first_stage:
+            self.set_autoencoder(first_stage.network, first_stage.name)
         for network in (self.generator, self.discriminator, self.head):
             if network is not None:
                 place(network, crew.device)
@@ -60,25 +70,24 @@ class Players:
         if self.head is not None:
             self.networks["head"] = self.head
         self.discriminator.freeze_highest(config.freeze_d)
+        self.making = _learnable(self.generator)
         self.judging = [*_learnable(self.discriminator), *(_learnable(self.head) if self.head else [])]
-        self.gamma = default_r1_gamma(config.size, config.batch) if config.r1_gamma is None else config.r1_gamma
+        usual = LATENT_R1_GAMMA if shape.autoencoder else default_r1_gamma(config.size, config.batch)
+        self.gamma = usual if config.r1_gamma is None else config.r1_gamma
 
         # lazy regularisation (1912.04958, appendix B): a network makes one more step every so many
         ratio_g = _lazy(config.path_length_every) if config.path_length else 1.0
         ratio_d = _lazy(config.r1_every) if self.gamma and config.r1_lazy else 1.0
         self.optimisers = {
-            "generator": self._adam(self.generator.parameters(), config.lr_g, ratio_g),
+            "generator": self._adam(self.making, config.lr_g, ratio_g),
             "discriminator": self._adam(_learnable(self.discriminator), config.lr_d, ratio_d),
         }
         if self.head is not None:
             self.optimisers["head"] = self._adam(_learnable(self.head), config.lr_head)
         self._rates = {name: adam.param_groups[0]["lr"] for name, adam in self.optimisers.items()}
 
-    def start(self, images: Tensor) -> None:
-        """Before the first step: other weights (`config.init`), the average, and the scale of the head.
-
-        Args:
-            images: real tiles, float [N, 3, S, S] in [-1, 1].
+    def load(self) -> None:
+        """Take over other weights, of `config.init`.
 
         Raises:
             CheckpointError: `config.init` is missing or nothing in it fits.
@@ -87,6 +96,20 @@ class Players:
             start_from(
                 self.config.init, self.generator, self.discriminator, self.classes, self.config.seed, self.head
             )  # fmt: skip
+
+    def set_autoencoder(self, network: Autoencoder | None, name: str) -> None:
+        """On latents: put in the weights of an autoencoder, and what identifies its latents."""
+        assert self.generator.autoencoder is not None
+        if network is not None:
+            self.generator.autoencoder.load_state_dict(network.state_dict())
+        self.generator.autoencoder.name = self.latent_space = name
+
+    def start(self, images: Tensor) -> None:
+        """Before the first step, after `load`: the average, and the scale of the head.
+
+        Args:
+            images: real tiles, float [N, 3, S, S] in [-1, 1], or latents.
+        """
         self.average.load_state_dict(self.generator.state_dict())
         if self.head is not None:
             self.head.calibrate(images)
@@ -132,7 +155,9 @@ class Players:
             if config.ema_rampup:
                 half_life = min(half_life, config.ema_rampup * (step + 1) * config.batch)
             weight = 1 - 0.5 ** (config.batch / max(half_life, 1e-3))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), weight)
+        pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
+        averaged, learnt = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
+        torch._foreach_lerp_(list(averaged), list(learnt), weight)
 
     def total(self) -> Tensor:
         """A sum that is not finite when any weight is not."""
@@ -169,9 +194,10 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def to_network(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 in [-1, 1], channels last."""
-    moved = images.to(device, non_blocking=True).float()
-    return (moved / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    """uint8 [N, 3, H, W] -> float32 in [-1, 1], channels last; latents, which are floats, stay as they are."""
+    moved = images.to(device, non_blocking=True)
+    scaled = moved if images.is_floating_point() else moved.float() / 127.5 - 1
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def adam_state(adam: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
@@ -187,6 +213,27 @@ def restore_adam(adam: torch.optim.Optimizer, moments: list[dict[str, Tensor]]) 
         if saved:
             like["step"] = saved["step"].to(parameter.device) if fused else saved["step"]
         adam.state[parameter] = like
+
+
+@dataclass(frozen=True)
+class _FirstStage:
+    """The autoencoder of a training on latents: its weights, but where they come with the start."""
+
+    shape: tuple[int, ...]
+    name: str
+    network: Autoencoder | None = None
+
+
+def _first_stage(config: GanConfig) -> _FirstStage | None:
+    if config.space == "pixels":
+        return None
+    if config.init != "none":
+        card = read_card(checkpoint_of(config.init))
+        own = tuple(card.get("shape", {}).get("autoencoder", ()))
+        return _FirstStage(own, str(card.get("latent_space", "")))
+    path = asset_path(AUTOENCODER) if config.autoencoder == "base" else Path(config.autoencoder)
+    network, _ = load_autoencoder(path)
+    return _FirstStage(astuple(network.shape), network.name, network)
 
 
 def _load_encoders(config: GanConfig, device: str) -> dict[str, Encoder]:

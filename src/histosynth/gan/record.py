@@ -7,14 +7,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import torch
+
+from histosynth.autoencoder.cache import latents_of
+from histosynth.autoencoder.train import refine_decoder
 from histosynth.core.checkpoint import learned_before, load_state, read_card, save_state
 from histosynth.core.errors import RunError
+from histosynth.core.precision import Precision
 from histosynth.core.progress import say
 from histosynth.core.run import Run, plain
 from histosynth.gan.choice import Choice
 from histosynth.gan.config import GanConfig
 from histosynth.gan.crew import Crew
 from histosynth.gan.head import encoder_card, licence_of
+from histosynth.gan.players import Players
 from histosynth.gan.sample import write_grid
 from histosynth.gan.step import TrainingStep
 from histosynth.gan.transfer import export
@@ -68,6 +75,42 @@ class Books:
         if self.crew.leads:
             self.run.truncate_log(found["step"] if found else 0)
         self.crew.wait()
+        return found
+
+    @property
+    def _own_autoencoder(self) -> bool:
+        """Whether the autoencoder is the one that the settings name, and not the start's."""
+        return self.config.space == "latents" and self.config.init == "none"
+
+    @property
+    def decoder_share(self) -> float:
+        """The part of the training in which the decoder is refined."""
+        return self.config.decoder if self.config.space == "latents" else 0.0
+
+    def latents(self, players: Players, refine: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The latents of all tiles, kept in the run folder; see `latents_of`.
+
+        Args:
+            refine: first teach the decoder these tiles, where that is wanted.
+        """
+        config, device = self.config, self.crew.device
+        precision: Precision = "bf16" if players.dtype == torch.bfloat16 else "fp32"
+        own = players.generator.autoencoder
+        assert own is not None
+        if not self.crew.leads:
+            self.crew.wait()
+        if refine and config.decoder:
+            steps = config.length(len(self.data), len(self.data.members))
+            refined = refine_decoder(
+                self.data, own.cpu(), self.run.folder / "decoder", steps=round(steps * config.decoder),
+                seconds=config.seconds and config.seconds * config.decoder, schedule=config.schedule,
+                precision=precision, seed=config.seed, device=str(device),
+            )  # fmt: skip
+            players.set_autoencoder(refined, players.latent_space)
+            own.to(device)
+        found = latents_of(self.run.folder / "cache", self.data, own, config.seed, device, precision)
+        if self.crew.leads:
+            self.crew.wait()
         return found
 
     def log(self, step: int, learner: TrainingStep, choice: Choice, seconds: float) -> dict[str, float]:
@@ -147,8 +190,9 @@ class Books:
             "classes": list(data.classes),
             "size": config.size,
             "parameters": sum(p.numel() for p in players.average.parameters()),
+            "latent_space": players.latent_space,
             "parameters_discriminator": sum(p.numel() for p in players.discriminator.parameters()),
-            "trainable": sum(p.numel() for p in [*players.generator.parameters(), *players.judging]),
+            "trainable": sum(p.numel() for p in [*players.making, *players.judging]),
             "init": config.init if config.init in ("base", "none") else Path(config.init).name,
             "steps": step,
             "kimg": step * config.batch / 1000,
@@ -159,7 +203,7 @@ class Books:
             "parents": config.parents(),
             "trained_on": {"tiles": len(data), "classes": data.counts()},
             "data": self.digest,
-            "learned_before": learned_before(config.init),
+            "learned_before": learned_before(config.init, config.autoencoder if self._own_autoencoder else "none"),
             "alpha_seen": learner.steering.alpha_seen,
             **chosen,
             "command": config.command(),

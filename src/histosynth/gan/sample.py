@@ -47,6 +47,8 @@ class GanGenerator:
 
     def __init__(self, network: Generator, card: dict[str, Any], device: torch.device) -> None:
         self.network = place(network, device).eval().requires_grad_(False)
+        if self.network.autoencoder is not None:
+            self.network.autoencoder.name = str(card.get("latent_space", ""))
         self.card = card
         named = tuple(card["classes"])
         # an unlabelled network cannot be asked for the classes of the tiles that it learnt from

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from histosynth.autoencoder.network import FACTOR
 from histosynth.core.errors import SettingError
 
 Architecture = Literal["stylegan2", "lite"]
@@ -87,6 +88,9 @@ class Shape:
     """Samples that the minibatch standard deviation compares; 0: the whole batch."""
     mbstd_channels: int = 1
     """Channels of minibatch standard deviation; 0: none."""
+    autoencoder: tuple[int, ...] = ()
+    """Width, blocks and channels of the autoencoder (`AutoencoderShape`) whose latents both networks work on, a
+    quarter as wide as the images; empty: they work on pixels."""
 
     def __post_init__(self) -> None:
         if self.size not in (16, 32, 64, 128, 256, 512, 1024):
@@ -100,6 +104,11 @@ class Shape:
         for name in (*_NOT_NEGATIVE, "mbstd_group", "mbstd_channels"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} is {getattr(self, name)}.", "Use zero or a positive number.")
+        object.__setattr__(self, "autoencoder", tuple(self.autoencoder))  # JSON knows lists only
+        if self.autoencoder and (len(self.autoencoder) != 3 or min(self.autoencoder) < 1):
+            raise SettingError(f"autoencoder is {self.autoencoder}.", "Give width, blocks and channels, or nothing.")
+        if self.autoencoder and self.canvas < 8:
+            raise SettingError(f"size is {self.size} on latents.", "Use 32 or more, or space=pixels.")
         for name in ("conv_clamp", "output_clamp"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -126,8 +135,18 @@ class Shape:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """4, 8, ..., size."""
-        return tuple(2**k for k in range(2, self.size.bit_length()))
+        """4, 8, ..., the edge of what the networks make."""
+        return tuple(2**k for k in range(2, self.canvas.bit_length()))
+
+    @property
+    def canvas(self) -> int:
+        """Edge length of what the networks make and judge, in pixels or latents."""
+        return self.size // FACTOR if self.autoencoder else self.size
+
+    @property
+    def colours(self) -> int:
+        """Channels of that: red, green and blue, or those of a latent."""
+        return self.autoencoder[2] if self.autoencoder else 3
 
     @property
     def conditioning(self) -> LabelConditioning:

@@ -143,7 +143,7 @@ class TrainingStep:
                 labels = part.labels[: max(1, len(part.labels) // 2)]  # half the tiles: it is dear
                 codes = self._codes(part, labels)
                 w = generator.mapping(codes["z"], labels)[:, None].repeat(1, generator.layers, 1)
-                penalty = self.path.penalty(generator.synthesise(w, codes["noise"]), w, part.draw)
+                penalty = self.path.penalty(generator.paint(w, codes["noise"]), w, part.draw)
                 (penalty * (config.path_length * config.path_length_every / len(parts))).backward()
                 self.meter.add(step, g_path=penalty)
             players.descend("generator", clip=config.clip_g)

@@ -56,22 +56,27 @@ def train_gan(
         learner = TrainingStep(config, data.classes, crew, steps)
         choice = Choice(config, validation, score)
         step, spent, stopped_by = 0, 0.0, ""
-        with Feed(data, config, steps, pin=crew.device.type == "cuda") as feed:
-            state = books.state()
+        state, latents = books.state(), None
+        if state is None:
+            learner.players.load()
+        else:
+            learner.restore(state)
+            choice.restore(state["choice"])
+            step, spent, stopped_by = state["step"], state["seconds"], state["card"]["stopped_by"]
+        if config.space == "latents":
+            latents = books.latents(learner.players, refine=state is None)
+        seconds_left = config.seconds and config.seconds * (1 - books.decoder_share)
+        with Feed(data, config, steps, pin=crew.device.type == "cuda", latents=latents) as feed:
             if state is None:
                 learner.players.start(to_network(feed(0).images, crew.device))
-            else:
-                learner.restore(state)
-                choice.restore(state["choice"])
-                step, spent, stopped_by = state["step"], state["seconds"], state["card"]["stopped_by"]
 
             started = time.monotonic()
             with bar("Training the GAN", total=steps, done=step) as tick:
                 while step < steps and not stopped_by:
                     batch = feed(step)
                     seconds = spent + time.monotonic() - started
-                    on_clock = config.schedule == "clock" and config.seconds is not None
-                    progress = max(step / steps, seconds / config.seconds) if on_clock else None
+                    on_clock = config.schedule == "clock" and seconds_left is not None
+                    progress = max(step / steps, seconds / seconds_left) if on_clock else None
                     learner(step, batch.images, batch.labels, progress)
                     step += 1
 
@@ -79,7 +84,7 @@ def train_gan(
                     seconds = spent + time.monotonic() - started
                     row_due = step % config.log_every == 0
                     if step < steps and (crew.count == 1 or row_due):
-                        if crew.any(config.seconds is not None and seconds >= config.seconds):
+                        if crew.any(seconds_left is not None and seconds >= seconds_left):
                             stopped_by = "clock"
                         elif row_due and crew.any(bool(learner.steering.stopped_by)):
                             stopped_by = learner.steering.stopped_by or "another process"

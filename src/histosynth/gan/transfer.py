@@ -64,7 +64,7 @@ def start_from(
     Raises:
         CheckpointError: there is no such checkpoint, or its networks have another width or architecture.
     """
-    path = _checkpoint(init)
+    path = checkpoint_of(init)
     tensors, card = load_checkpoint(path)
     require_kind(card, "gan", path)
     old = shape_of(card, path)
@@ -152,7 +152,12 @@ def _class_rows(name: str, source: Tensor, old_classes: Sequence[str], new_class
     return torch.stack(rows)
 
 
-def _checkpoint(init: str) -> Path:
+def checkpoint_of(init: str) -> Path:
+    """The file that `GanConfig.init` names, where that is not none.
+
+    Raises:
+        CheckpointError: it is a pickle or a folder.
+    """
     if init == "base":
         return asset_path(BASE)
     path = Path(init)
@@ -169,6 +174,12 @@ def _require_width(old: Shape, new: Shape, path: Path) -> None:
         raise CheckpointError(
             f"{path} has architecture {old.architecture}, these settings {new.architecture}.",
             f"Use architecture={old.architecture}, or init=none.",
+        )
+    if bool(old.autoencoder) != bool(new.autoencoder):
+        kinds = ["latents" if shape.autoencoder else "pixels" for shape in (old, new)]
+        raise CheckpointError(
+            f"{path} has networks of {kinds[0]}, these settings of {kinds[1]}.",
+            f"Use space={kinds[0]}, or init=none.",
         )
     common = sorted(set(old.resolutions) & set(new.resolutions))
     wrong = [name for name in _WIDTHS if getattr(old, name) != getattr(new, name)]

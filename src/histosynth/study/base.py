@@ -15,7 +15,7 @@ from histosynth.tiles.batches import TileArray
 from histosynth.tiles.simulate import BaseTissueConfig, base_tissue
 
 if TYPE_CHECKING:
-    from histosynth.diffusion.autoencoder import Autoencoder
+    from histosynth.autoencoder.network import Autoencoder
 
 _UNSEEN = 252
 """Tiles of unseen hospitals, 28 a class."""
@@ -116,6 +116,8 @@ def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         seconds=config.seconds,
         seed=config.seed,
         init=config.init,
+        autoencoder=str(_asset(config, "autoencoder")),
+        decoder=0.0,  # it has learnt from these very tiles
         lr_schedule="cosine",
         schedule="clock",
         lr_final=0.1,
@@ -124,8 +126,8 @@ def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
 
 
 def _autoencoder(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
-    from histosynth.diffusion.autoencoder import load_autoencoder, save_autoencoder
-    from histosynth.diffusion.train_autoencoder import AutoencoderConfig, train_autoencoder
+    from histosynth.autoencoder.network import load_autoencoder, save_autoencoder
+    from histosynth.autoencoder.train import AutoencoderConfig, train_autoencoder
 
     # under a cap the learning rate follows the clock, or it would never fall and the last weights would be noisy
     settings = AutoencoderConfig(
@@ -141,7 +143,7 @@ def _of_unseen_hospitals(model: Autoencoder, config: BaseConfig) -> dict[str, fl
     """PSNR and SSIM of the round trip of tissue from hospitals that none of the training tiles came from."""
     import torch
 
-    from histosynth.diffusion.figures import round_trip_figures
+    from histosynth.autoencoder.figures import round_trip_figures
 
     return round_trip_figures(model, _unseen(config).images, torch.device("cpu"))
 

@@ -168,8 +168,7 @@ def batch_at(
     indices = _indices_at(array, step, batch_size, sampling, seed, share)
     images = torch.from_numpy(np.ascontiguousarray(array.images[indices]))
     if augment:
-        turns = numpy_rng(seed, "symmetry", step).integers(0, 8, size=batch_size)
-        images = turned(images, turns)
+        images = turned(images, symmetries_at(step, batch_size, seed))
     labels = torch.from_numpy(array.labels[indices].astype(np.int64))
     return Batch(images, labels, [array.ids[i] for i in indices])
 
@@ -190,6 +189,22 @@ def turned(images: torch.Tensor, which: np.ndarray) -> torch.Tensor:
         here = np.flatnonzero(which == k)
         result.numpy()[here] = symmetry(torch.from_numpy(pixels[here]), k).numpy()
     return result
+
+
+def symmetries_at(step: int, batch_size: int, seed: int) -> np.ndarray:
+    """The symmetry, 0 to 7, of every tile of training batch number `step`: int64 [batch_size]."""
+    return numpy_rng(seed, "symmetry", step).integers(0, 8, size=batch_size)
+
+
+def indices_at(
+    array: TileArray, step: int, *, batch_size: int, sampling: Sampling = "balanced", seed: int = 0
+) -> np.ndarray:
+    """The rows of training batch number `step`, as `batch_at` takes them: int64 [batch_size].
+
+    Raises:
+        SettingError: an unknown `sampling`.
+    """
+    return _indices_at(array, step, batch_size, sampling, seed, None)
 
 
 def _indices_at(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from histosynth.autoencoder.network import to_uint8
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.seeds import torch_generator
 from histosynth.core.types import Encoder
-from histosynth.diffusion.autoencoder import to_uint8
 from histosynth.diffusion.pixcell.conditions import embed
 from histosynth.diffusion.pixcell.model import PixCell
 

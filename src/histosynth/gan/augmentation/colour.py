@@ -17,12 +17,20 @@ _DARKEST = 1 / 255  # a transmission of nothing has no density
 
 
 def colour(images: Tensor, pipe: Pipe, draws: Draws) -> Tensor:
-    """Brightness, contrast, luma, hue and saturation of float32 [N, 3, S, S] (2006.06676, appendix B)."""
+    """Brightness, contrast, luma, hue and saturation of float32 [N, 3, S, S] (2006.06676, appendix B).
+
+    Of images with other channels, brightness and contrast, which treat all channels alike.
+    """
     names = ("brightness", "contrast", "luma", "hue", "saturation")
     used = [name for name in names if getattr(pipe, name)]
     if not used:
         return images
     on = torch.stack([draws.on(name) for name in used]).any(dim=0)
+    if images.shape[1] != 3:
+        lift = torch.where(draws.on("brightness"), pipe.brightness * draws.normal("brightness"), 0.0)
+        factor = torch.where(draws.on("contrast"), torch.exp2(pipe.contrast * draws.normal("contrast")), 1.0)
+        lift, factor = (value.to(images.dtype)[:, None, None, None] for value in (lift, factor))
+        return (images + lift) * factor
     return on_some(on, images, recolour, colour_matrix(pipe, draws))
 
 

@@ -65,6 +65,9 @@ _COLOR = Pipe(brightness=0.2, contrast=0.5, luma=True, hue=180.0, saturation=1.0
 _BG = replace(_GEOM, flip=True, quarter=True, shift=0.125)
 _BGC = replace(_BG, brightness=0.2, contrast=0.5, luma=True, hue=180.0, saturation=1.0)
 
+ANY_CHANNELS = ("latents", "none", "blit", "geom", "noise", "cutout")
+"""Pipes of which no change knows what red, green and blue are."""
+
 PIPES: dict[str, Pipe] = {
     "none": Pipe(),
     # our default: every orientation, sizes, colours and stain strengths; tissue with turned brightness does not exist
@@ -74,6 +77,8 @@ PIPES: dict[str, Pipe] = {
     ),
     # only what slides differ in: orientation, a little size, and how much of each stain they took
     "histology": Pipe(flip=True, quarter=True, scale=0.1, rotation=10.0, stain=0.3, channels=0.1),
+    # of latents, whose channels are no colours: place, strength and holes
+    "latents": Pipe(flip=True, quarter=True, shift=0.125, brightness=0.2, contrast=0.3, cutout=0.4),
     # the first prototype of this project: mirrored, turned and moved a little, colours untouched
     "poc": Pipe(flip=True, rotation=9.0, shift=1 / 32),
     # the names of StyleGAN2-ADA

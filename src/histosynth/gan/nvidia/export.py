@@ -86,6 +86,8 @@ def _write(out: Path, value: dict[str, Any]) -> None:
 
 
 def _refuse_others(shape: Shape, path: Path | str) -> None:
+    if shape.autoencoder:
+        raise CheckpointError(f"{path} makes latents, which NVIDIA's networks do not.", _REMEDY)
     own = [
         name
         for name, wanted in (("architecture", "stylegan2"), ("class_embedding", "concat"))

@@ -1,16 +1,22 @@
-"""How near a round trip through an autoencoder comes: PSNR and SSIM."""
+"""How near a round trip through an autoencoder comes: PSNR, SSIM, and a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from histosynth.diffusion.autoencoder import Autoencoder, to_uint8
+from histosynth.autoencoder.network import Autoencoder, to_uint8
+from histosynth.core.files import atomic_path
 
 _SMALLEST = 11
 """Edge of SSIM's window."""
+_GAP = 2
 
 
 @torch.no_grad()
@@ -50,3 +56,17 @@ def ssim(a: Tensor, b: Tensor) -> float:
     vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     value = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
     return value.mean().item()
+
+
+def save_panel(path: Path, rows: Sequence[Tensor]) -> Path:
+    """Write rows of uint8 tiles [n, 3, S, S] as one PNG; rows may differ in length."""
+    size = rows[0].shape[-1]
+    columns = max(len(row) for row in rows)
+    step = size + _GAP
+    canvas = np.full((len(rows) * step - _GAP, columns * step - _GAP, 3), 255, dtype=np.uint8)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            canvas[r * step : r * step + size, c * step : c * step + size] = tile.permute(1, 2, 0).cpu().numpy()
+    with atomic_path(path) as temporary:
+        Image.fromarray(canvas).save(temporary)
+    return path

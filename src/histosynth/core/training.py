@@ -1,4 +1,4 @@
-"""What both trainings of this room share: clock, learning rate, averaged weights, resume state."""
+"""What the trainings of autoencoders and denoisers share: clock, learning rate, averaged weights, resume state."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from histosynth.core.errors import RunError
-from histosynth.diffusion.noise import LEVELS, spread_levels
 
 Schedule = Literal["steps", "clock"]
 
@@ -86,18 +84,6 @@ class Averages:
             kept = parameter.detach().clone()
             parameter.copy_(self.values[name])
             self.values[name].copy_(kept)
-
-
-def draw_levels(kind: str, n: int, rng: np.random.Generator) -> Tensor:
-    """Noise levels of a batch, int64 [n] within 0..999, spread evenly over what is drawn from.
-
-    "uniform", or "logit-normal" (Esser et al. 2024): level / 1000 = 1 / (1 + exp(-z)), z standard normal.
-    """
-    even = spread_levels(n, rng)
-    if kind == "uniform":
-        return even
-    place = (even.double() + 0.5) / LEVELS
-    return (torch.sigmoid(torch.special.ndtri(place)) * LEVELS).long().clamp(0, LEVELS - 1)
 
 
 def pack(

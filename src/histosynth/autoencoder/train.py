@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from histosynth.core.assets import asset_path
-from histosynth.core.checkpoint import load_state, save_state
-from histosynth.core.device import pick_device
-from histosynth.core.errors import DataError, SettingError
-from histosynth.core.progress import bar
-from histosynth.core.run import Run, plain
-from histosynth.core.seeds import derive, numpy_rng, torch_generator
-from histosynth.diffusion.autoencoder import (
+from histosynth.autoencoder.critic import PatchCritic, adversarial_term, critic_loss
+from histosynth.autoencoder.figures import round_trip, round_trip_figures, save_panel
+from histosynth.autoencoder.network import (
+    AUTOENCODER,
     Autoencoder,
     AutoencoderShape,
     check_size,
@@ -26,13 +23,19 @@ from histosynth.diffusion.autoencoder import (
     save_autoencoder,
     to_signed,
 )
-from histosynth.diffusion.figures import round_trip, round_trip_figures
-from histosynth.diffusion.panels import save_panel
-from histosynth.diffusion.precision import Precision, autocast
-from histosynth.diffusion.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
+from histosynth.core.assets import asset_path
+from histosynth.core.checkpoint import learned_before, load_state, save_state
+from histosynth.core.device import pick_device
+from histosynth.core.errors import DataError, SettingError
+from histosynth.core.precision import Precision, autocast
+from histosynth.core.progress import bar
+from histosynth.core.run import Run, plain
+from histosynth.core.seeds import derive, numpy_rng, torch_generator
+from histosynth.core.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
 from histosynth.tiles.batches import TileArray, batch_at
 
-BASE = "autoencoder-64.safetensors"
+_PRIOR_TILES = 20
+"""Tiles that the statistics of the start are worth, beside those of the tiles at hand."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class AutoencoderConfig:
     """Weight of the Laplacian pyramid term, which keeps edges and chromatin sharp."""
     kl_weight: float = 2e-3
     """Weight of the Kullback-Leibler term, which keeps latents compact and tolerant of small errors."""
+    adversarial: float = 0.3
+    """Weight of a judge of patches, against the gradient of the rest of the loss: what keeps texture sharp where the
+    latents cannot say it exactly."""
+    adversarial_from: float = 0.3
+    """Share of the training after which the judge is heard; it learns from half of that on."""
+    equivariance: float = 0.5
+    """Share of the steps in which latents are shrunk and turned, and must give the shrunk and turned tiles (EQ-VAE,
+    Kouzelis et al. 2025): smoother latents, which are easier to learn. For part=all."""
     colour_jitter: bool = True
     """Vary colours widely, so that stains not seen in training survive the round trip."""
     held_out: float = 0.05
@@ -79,7 +90,14 @@ class AutoencoderConfig:
     """Arithmetic: "auto", "fp32" or "bf16"."""
 
 
-def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path | str, *, device: str = "auto") -> Path:
+def train_autoencoder(
+    data: TileArray,
+    config: AutoencoderConfig,
+    folder: Path | str,
+    *,
+    device: str = "auto",
+    start: Autoencoder | None = None,
+) -> Path:
     """Train an autoencoder; go on where an interrupted run stopped.
 
     Args:
@@ -87,6 +105,7 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
         config: the settings.
         folder: the run folder.
         device: where to compute.
+        start: the network to go on from, a copy of it, instead of what `config.init` names.
 
     Returns:
         The path of checkpoints/autoencoder.safetensors. Its card has psnr_db (peak 255, of images
@@ -106,23 +125,31 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
         train, test = split_apart(data, config)
 
         torch.manual_seed(derive(config.seed, "autoencoder", "weights"))
-        model = _start(config).to(where).train().requires_grad_(True)
+        model = (copy.deepcopy(start) if start else _start(config)).to(where).train().requires_grad_(True)
         for into in (model.encoder, model.coarse_in):
             into.requires_grad_(config.part == "all")
         parameters = named({"autoencoder": model})
         averages = Averages(parameters, config.ema)
         optimizer = torch.optim.AdamW(parameters.values(), config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        critic = PatchCritic().to(where) if config.adversarial else None
+        judging = None if critic is None else torch.optim.AdamW(critic.parameters(), config.lr, betas=(0.5, 0.99))
         clock = Clock(config.steps, config.seconds, config.schedule)
         step = 0
         if run.resumed and run.state_path.exists():
-            step = unpack(load_state(run.state_path), clock, parameters, averages, optimizer)
+            state = load_state(run.state_path)
+            step = unpack(state, clock, parameters, averages, optimizer)
+            if critic is not None and judging is not None:
+                critic.load_state_dict(state["critic"])
+                groups = judging.state_dict()["param_groups"]
+                moments = {int(k): v for k, v in state["critic_moments"].items()}
+                judging.load_state_dict({"state": moments, "param_groups": groups})
         run.truncate_log(step)
 
         with bar("autoencoder", total=clock.length, done=clock.position(step)) as tick:
             while not clock.is_over(step):
-                before = clock.position(step)
+                before, progress = clock.position(step), clock.progress(step)
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * rate(step, clock.progress(step), config.warmup)
+                    group["lr"] = config.lr * rate(step, progress, config.warmup)
                 batch = batch_at(train, step, batch_size=config.batch, sampling="natural", seed=config.seed)
                 images = to_signed(batch.images)
                 if config.colour_jitter:
@@ -133,12 +160,20 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
                     mean, log_variance = model.posterior(images)
                     noise = torch.randn(mean.shape, generator=torch_generator(config.seed, "posterior", step))
                     code = mean + (0.5 * log_variance).exp() * noise.to(where)
+                    if config.part == "all":
+                        code, images = shrunk_and_turned(code, images, config, step)
                     output = model.pixels(code)
                 absolute = (output - images).abs().mean()
                 detail = laplacian_distance(output, images)
                 # KL(N(m, v) || N(0, 1)) a latent number = (m^2 + v - 1 - log v) / 2
                 divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-                loss = absolute + config.detail * detail + config.kl_weight * divergence
+                distance = absolute + config.detail * detail
+                loss = distance + config.kl_weight * divergence
+                if critic is not None and progress >= config.adversarial_from:
+                    critic.requires_grad_(False)
+                    with autocast(where, config.precision):
+                        loss = loss + adversarial_term(critic, output, distance, config.adversarial)
+                    critic.requires_grad_(True)
                 check_finite(loss.item(), step, "lr")
 
                 optimizer.zero_grad()
@@ -146,12 +181,24 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
                 torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
                 optimizer.step()
                 averages.update(step)
+                if critic is not None and judging is not None and progress >= config.adversarial_from / 2:
+                    for group in judging.param_groups:
+                        group["lr"] = config.lr * rate(step, progress, config.warmup)
+                    judging.zero_grad()
+                    with autocast(where, config.precision):
+                        judged = critic_loss(critic, images, output)
+                    judged.backward()
+                    judging.step()
                 step += 1
 
                 if step % 25 == 0 or step == config.steps:
                     run.log(step, l1=absolute.item(), detail=detail.item(), kl=divergence.item())
                 if step % config.save_every == 0:
-                    save_state(run.state_path, pack(step, clock, parameters, averages, optimizer))
+                    more = {}
+                    if critic is not None and judging is not None:
+                        moments = {str(k): v for k, v in judging.state_dict()["state"].items()}
+                        more = {"critic": dict(critic.state_dict()), "critic_moments": moments}
+                    save_state(run.state_path, pack(step, clock, parameters, averages, optimizer, **more))
                 tick(clock.position(step) - before, f"l1 {absolute.item():.4f}")
 
         averages.swap()
@@ -175,11 +222,63 @@ def train_autoencoder(data: TileArray, config: AutoencoderConfig, folder: Path |
             "licence": "Apache-2.0",
             "parents": run.manifest["parents"],
             "trained_on": {"tiles": len(train)},
+            "data": data.digest(),
+            "learned_before": learned_before(config.init),
             "command": "histosynth train autoencoder",
         }
         save_autoencoder(path, model.cpu(), card)
         run.finish(checkpoint=path.name, **figures)
         return path
+
+
+def refine_decoder(
+    data: TileArray,
+    start: Autoencoder,
+    folder: Path | str,
+    *,
+    steps: int,
+    seconds: float | None = None,
+    schedule: Schedule = "steps",
+    precision: Precision = "auto",
+    seed: int = 0,
+    device: str = "auto",
+) -> Autoencoder:
+    """An autoencoder with the same latents whose decoder has learnt the texture of these tiles.
+
+    A decoder that has seen other tissue blurs what it does not know. The encoder stays as it is; shift and scale become
+    those of these tiles, so that networks of other tissue meet latents of the mean and spread that they know (few tiles
+    move them little). The run in `folder` goes on where it stopped, and is only read when it is done.
+
+    Raises:
+        as `train_autoencoder`.
+    """
+    config = AutoencoderConfig(
+        size=data.size, steps=max(1, steps), part="decoder", init="start", lr=5e-4, adversarial_from=0.1,
+        colour_jitter=False, seed=seed, seconds=seconds, schedule=schedule, precision=precision,
+    )  # fmt: skip
+    network = load_autoencoder(train_autoencoder(data, config, folder, device=device, start=start))[0]
+    mean, variance, tiles = _latent_statistics(network, data, torch.device("cpu"), seed)
+    before = network.shift, network.scale.square().reciprocal()
+    share = tiles / (tiles + _PRIOR_TILES)
+    network.shift.copy_(torch.lerp(before[0], mean, share))
+    network.scale.copy_(torch.lerp(before[1], variance, share).clamp_min(1e-8).rsqrt())
+    return network
+
+
+def shrunk_and_turned(code: Tensor, images: Tensor, config: AutoencoderConfig, step: int) -> tuple[Tensor, Tensor]:
+    """Latents [N, C, h, w] and images [N, 3, H, W], in some steps both shrunk and turned alike.
+
+    The share of those steps is `config.equivariance`; the new edge is an even number of latents, half of the old one
+    or more.
+    """
+    rng = numpy_rng(config.seed, "equivariance", step)
+    edge, turns = code.shape[-1], int(rng.integers(4))
+    if rng.random() >= config.equivariance or edge < 4:
+        return code, images
+    small = max(2, 2 * int(rng.integers(edge // 4, edge // 2 + 1)))  # even, for the pyramid of the loss
+    size = small * images.shape[-1] // edge
+    shrunk = [F.interpolate(x, (n, n), mode="bilinear", antialias=True) for x, n in ((code, small), (images, size))]
+    return shrunk[0].rot90(turns, (2, 3)), shrunk[1].rot90(turns, (2, 3))
 
 
 def vary_colours(images: Tensor, seed: int) -> Tensor:
@@ -229,7 +328,7 @@ def _check(data: TileArray, config: AutoencoderConfig) -> None:
 def _start(config: AutoencoderConfig) -> Autoencoder:
     if config.init == "none":
         return Autoencoder(AutoencoderShape(config.width, config.blocks))
-    return load_autoencoder(asset_path(BASE) if config.init == "base" else config.init)[0]
+    return load_autoencoder(asset_path(AUTOENCODER) if config.init == "base" else config.init)[0]
 
 
 def split_apart(data: TileArray, config: AutoencoderConfig) -> tuple[TileArray, TileArray]:
@@ -257,17 +356,26 @@ def split_apart(data: TileArray, config: AutoencoderConfig) -> tuple[TileArray, 
     return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
 
 
-@torch.no_grad()
 def _normalise_latents(model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:
     """Set shift and scale so that each channel of the latents has mean 0 and deviation 1."""
-    picked = numpy_rng(config.seed, "latent statistics").permutation(len(data))[:512]
+    mean, variance, _ = _latent_statistics(model, data, where, config.seed)
+    model.shift.copy_(mean)
+    model.scale.copy_(1 / variance.sqrt().clamp_min(1e-4))
+
+
+@torch.no_grad()
+def _latent_statistics(
+    model: Autoencoder, data: TileArray, where: torch.device, seed: int
+) -> tuple[Tensor, Tensor, int]:
+    """Mean and variance of the channels of unscaled latents, [C, 1, 1] each, and of how many tiles they are."""
+    picked = numpy_rng(seed, "latent statistics").permutation(len(data))[:512]
     means = []
     for at in range(0, len(picked), 32):
         images = torch.from_numpy(np.array(data.images[np.sort(picked[at : at + 32])]))
         means.append(model.posterior(to_signed(images).to(where))[0])
     code = torch.cat(means)
-    model.shift.copy_(code.mean(dim=(0, 2, 3))[:, None, None])
-    model.scale.copy_(1 / code.std(dim=(0, 2, 3), unbiased=False).clamp_min(1e-4)[:, None, None])
+    mean, variance = code.mean(dim=(0, 2, 3)), code.var(dim=(0, 2, 3), unbiased=False)
+    return mean[:, None, None], variance[:, None, None], len(picked)
 
 
 def _panel(run: Run, model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:

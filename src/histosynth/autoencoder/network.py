@@ -18,6 +18,8 @@ from histosynth.core.checkpoint import load_checkpoint, require_kind, save_check
 from histosynth.core.errors import CheckpointError, SettingError
 
 FACTOR = 4
+AUTOENCODER = "autoencoder-64.safetensors"
+"""Asset of the shipped one."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Autoencoder(nn.Module):
         for k in range(min(3, self.shape.channels)):
             self.coarse_in.weight[k, k] = 2.0 / FACTOR**2
             self.coarse_out.weight[k, k] = 0.5
+
+
+def decoder_state(model: Autoencoder) -> dict[str, Tensor]:
+    """What `refine_decoder` changes: the weights that make tiles of latents, with shift and scale."""
+    return {k: v for k, v in model.state_dict().items() if k.startswith(("decoder.", "coarse_out.", "shift", "scale"))}
 
 
 def to_signed(images: Tensor) -> Tensor:
