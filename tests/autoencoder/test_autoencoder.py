@@ -12,7 +12,13 @@ from histosynth.autoencoder import train as training
 from histosynth.autoencoder.cache import latents_of, symmetries, views_of
 from histosynth.autoencoder.critic import PatchCritic, adversarial_term, critic_loss
 from histosynth.autoencoder.network import Autoencoder, AutoencoderShape, load_autoencoder
-from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, shrunk_and_turned, train_autoencoder
+from histosynth.autoencoder.train import (
+    AutoencoderConfig,
+    refine_decoder,
+    refinement,
+    shrunk_and_turned,
+    train_autoencoder,
+)
 from histosynth.core.checkpoint import load_checkpoint
 from histosynth.tiles.batches import TileArray, turned
 
@@ -119,6 +125,25 @@ def test_a_finished_refinement_is_only_read(
     again = refine_decoder(tiles(), start, tmp_path / "run", steps=2, device="cpu")
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+
+
+def test_a_short_refinement_keeps_states_has_full_rates_and_sees_every_tile(
+    start: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[AutoencoderConfig] = []
+    real = training.train_autoencoder
+
+    def noted(data: TileArray, config: AutoencoderConfig, folder: Path, **options: object) -> Path:
+        asked.append(config)
+        return real(data, config, folder, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "train_autoencoder", noted)
+    refine_decoder(tiles(40), start, tmp_path / "run", steps=20, device="cpu")
+    (config,) = asked
+    assert config.warmup == 2 and config.save_every == 5 and config.held_out == 0.0
+    said = refinement(tmp_path / "run")
+    assert said["steps"] == 20 and said["seconds"] > 0 and said["stopped_by_clock"] is False
+    assert refinement(tmp_path / "none") == {}
 
 
 def test_a_killed_training_goes_on_with_the_same_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,12 +61,13 @@ def test_each_way_of_fine_tuning_trains_its_part(base_path: Path, mode: str) -> 
     assert all("lora_" in n for n in names) == (mode != "full")
 
 
+@pytest.mark.parametrize("at", [1, 4])  # before the first state is saved, when the decoder is done, and after
 def test_an_interrupted_training_ends_bit_for_bit_like_one_that_was_not(
     tiles: TileArray, encoder: ColourMeans, base_path: Path, tuned_path: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, at: int,
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, train_module, at=4)
+        interrupt(patch, train_module, at=at)
         train_diffusion(tiles, tuning(base_path), tmp_path / "run", device="cpu", encoder=encoder)
     path = train_diffusion(tiles, tuning(base_path), tmp_path / "run", device="cpu", encoder=encoder)
     assert changed(path, tuned_path) == set()

@@ -84,3 +84,9 @@ def test_parents_are_named_without_their_folder() -> None:
     assert GanConfig(init="none").parents() == []
     assert GanConfig(init="base").parents() == ["gan-base-64.safetensors"]
     assert GanConfig(init="/a/b/mine.safetensors").parents() == ["mine.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["poc-cgan", "skin-transfer", "stylegan2-64", "stylegan2-ada-256"])
+def test_the_command_of_a_preset_repeats_it(name: str) -> None:
+    config = parsed(f"train gan TILES RUN --config gan/{name}")
+    assert parsed(config.command().removeprefix("histosynth ")) == config

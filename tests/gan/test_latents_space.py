@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from histosynth.autoencoder.network import Autoencoder, load_autoencoder
-from histosynth.autoencoder.train import AutoencoderConfig, train_autoencoder
+from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, train_autoencoder
 from histosynth.core.checkpoint import load_checkpoint, read_card
 from histosynth.core.errors import CheckpointError, DataError, SettingError
 from histosynth.gan import step as stepping
@@ -49,15 +49,15 @@ def trained(first_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_auto_means_latents_where_nothing_needs_pixels() -> None:
     plain = GanConfig()
     assert (plain.space, plain.head, plain.ada_pipe, plain.noise) == ("latents", "", "latents", True)
-    assert GanConfig(size=32).space == "latents" and GanConfig(size=16).space == "pixels"
-    for changes in ({"size": 32, "init": "none"}, {"head": "tissue-tiny"}, {"perceptual": 1.0}, {"ada_pipe": "bgc"},
+    assert GanConfig(size=32).space == "latents"
+    for changes in ({"size": 32}, {"head": "tissue-tiny"}, {"perceptual": 1.0}, {"ada_pipe": "bgc"},
                     {"architecture": "lite"}):  # fmt: skip
-        assert GanConfig(**changes).space == "pixels", changes
+        assert GanConfig(init="none", **changes).space == "pixels", changes
     small = GanConfig(size=32, init="none")
     assert (small.head, small.ada_pipe, small.noise) == ("tissue-tiny", "tissue", False)
     assert GanConfig(head="").space == "latents" and GanConfig(noise=False).noise is False
     assert plain.command() == "histosynth train gan TILES RUN"
-    assert "--space pixels" in GanConfig(perceptual=1.0).command()
+    assert "--space pixels" in GanConfig(perceptual=1.0, init="none").command()
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,47 @@ def test_auto_means_latents_where_nothing_needs_pixels() -> None:
         ({"saturation": 1.0}, "saturation is set"),
         ({"ada_pipe": "tissue"}, "ada_pipe is set"),
         ({"size": 16}, "size is 16 on latents"),
-        ({"decoder": 1.5}, "decoder is 1.5"),
+        ({"decoder": 1.0}, "decoder is 1.0"),
+        ({"autoencoder": "other.safetensors"}, "autoencoder is 'other.safetensors' with init=base"),
     ],
 )
 def test_what_needs_pixels_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         GanConfig(**({"space": "latents"} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 16}, "size is 16: this works on pixels"),
+        ({"head": "tissue-tiny"}, "head is set.*Set init=none"),
+        ({"architecture": "lite"}, "architecture is set"),
+        ({"space": "pixels"}, "the shipped weights on latents"),
+    ],
+)
+def test_pixels_do_not_start_from_the_shipped_weights(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        GanConfig(**changes)
+
+
+def test_auto_follows_the_start(trained: Path, tmp_path: Path) -> None:
+    assert GanConfig(init=str(trained), size=32).space == "latents"
+    pixels = train_gan(tiles(), tiny_config(steps=1), tmp_path / "pixels", device="cpu")
+    assert GanConfig(init=str(pixels), size=64).space == "pixels"
+    with pytest.raises(CheckpointError, match=r"networks of pixels, these settings of latents.*space=pixels"):
+        train_gan(tiles(), tiny_config(init=str(pixels), space="latents"), tmp_path / "run", device="cpu")
+
+
+def test_others_read_the_refined_decoder_and_write_nothing(trained: Path, first_stage: Path) -> None:
+    folder = trained.parents[1] / "decoder"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    start, state = load_autoencoder(first_stage)[0], torch.get_rng_state()
+    one = refine_decoder(tiles(), start, folder, steps=99)
+    assert torch.equal(state, torch.get_rng_state())
+    held = GanGenerator.from_checkpoint(trained, "cpu").network.autoencoder
+    assert held is not None and torch.equal(one.scale, held.scale)
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert read_card(trained)["decoder"]["steps"] == 2
 
 
 def test_a_killed_training_ends_like_one_that_was_not(
@@ -137,10 +172,8 @@ def test_the_feed_gives_the_latents_of_the_tiles_that_were_drawn(first_stage: Pa
     assert views == {0, 1}
 
 
-def test_another_training_starts_from_it_with_other_classes_and_a_larger_size(
-    trained: Path, tmp_path: Path, first_stage: Path
-) -> None:
-    config = on_latents(first_stage, init=str(trained), steps=2, decoder=0.0)
+def test_another_training_starts_from_it_with_other_classes_and_a_larger_size(trained: Path, tmp_path: Path) -> None:
+    config = tiny_config(init=str(trained), steps=2, decoder=0.0)
     path = train_gan(tiles(classes=("TUM", "NEW")), config, tmp_path / "run", device="cpu")
     assert read_card(path)["latent_space"] == read_card(trained)["latent_space"]
     old, new = load_checkpoint(trained)[0], load_checkpoint(path)[0]
@@ -152,7 +185,7 @@ def test_another_training_starts_from_it_with_other_classes_and_a_larger_size(
 
 def test_weights_of_pixels_are_no_start_for_latents(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"networks of latents, these settings of pixels.*space=latents"):
-        train_gan(tiles(), tiny_config(init=str(trained)), tmp_path / "run", device="cpu")
+        train_gan(tiles(), tiny_config(init=str(trained), space="pixels"), tmp_path / "run", device="cpu")
 
 
 def test_a_tile_is_found_again_through_the_decoder(trained: Path) -> None:

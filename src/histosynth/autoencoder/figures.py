@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from histosynth.autoencoder.cache import chunk_of
 from histosynth.autoencoder.network import Autoencoder, to_uint8
 from histosynth.core.files import atomic_path
 
@@ -22,7 +23,8 @@ _GAP = 2
 @torch.no_grad()
 def round_trip(model: Autoencoder, images: Tensor, where: torch.device) -> Tensor:
     """uint8 tiles [N, 3, S, S] through the autoencoder and back, a few at a time, on the CPU."""
-    return torch.cat([to_uint8(model.decode(model.encode(part.to(where)))).cpu() for part in images.split(32)])
+    chunk = chunk_of(images.shape[-1])
+    return torch.cat([to_uint8(model.decode(model.encode(part.to(where)))).cpu() for part in images.split(chunk)])
 
 
 def round_trip_figures(model: Autoencoder, images: np.ndarray, where: torch.device) -> dict[str, float]:

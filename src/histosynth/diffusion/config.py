@@ -43,8 +43,8 @@ class DiffusionConfig:
     autoencoder_steps: int = 2000
     """Steps of autoencoder=train."""
     decoder: float = 0.2
-    """Share of the training that comes first and teaches the start's decoder the texture of these tiles, with `size`
-    and latent space kept; 0 for none. For starts of this project."""
+    """Steps, as a share of `steps` (and of `seconds`), that come first and teach the start's decoder the texture of
+    these tiles; the latents stay. 0 for none. For starts of this project."""
     encoder: str = "tissue-tiny"
     """The frozen encoder whose embeddings condition the denoiser."""
     finetune: Finetune = "adapter_lora"

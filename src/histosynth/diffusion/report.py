@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from histosynth.autoencoder.cache import chunk_of
 from histosynth.autoencoder.network import to_uint8
+from histosynth.autoencoder.train import refinement
 from histosynth.core.checkpoint import learned_before
 from histosynth.core.precision import autocast
 from histosynth.core.run import plain
@@ -83,6 +84,7 @@ def card_of(
         "init": config.init if config.init in ("base", "none") else Path(config.init).name,
         "steps": step,
         "stopped_by_clock": step < config.steps,
+        "decoder": refinement(run.folder / "decoder"),
         **chosen,
         "licence": licence,
         "parents": run.manifest["parents"],

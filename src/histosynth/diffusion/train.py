@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, train_autoencoder
+from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, refinement, train_autoencoder
 from histosynth.core.checkpoint import load_state, save_state
 from histosynth.core.precision import autocast, half_type, loss_scaler
 from histosynth.core.progress import bar, say
@@ -83,15 +83,16 @@ def train_diffusion(
         encoder = encoder or _load_encoder(config.encoder, device)
         first_stage = lambda: _train_autoencoder(data, config, run.folder / "autoencoder", device)  # noqa: E731
         model, fresh = start_model(data.classes, config, encoder.card, first_stage)
-        seconds = config.seconds
+        seconds, refined = config.seconds, run.folder / "decoder"
         if config.decoder and config.init != "none" and isinstance(model.backbone, Compact):
             with workers.first():
                 model.backbone.autoencoder = refine_decoder(
-                    data, model.backbone.autoencoder, run.folder / "decoder", seed=config.seed, device=device,
+                    data, model.backbone.autoencoder, refined, seed=config.seed, device=device,
                     steps=round(config.steps * config.decoder), seconds=seconds and seconds * config.decoder,
-                    schedule=config.schedule, precision="auto" if config.precision == "fp16" else config.precision,
+                    schedule=config.schedule, save_every=config.save_every,
+                    precision="auto" if config.precision == "fp16" else config.precision,
                 )  # fmt: skip
-            seconds = seconds and seconds * (1 - config.decoder)
+            seconds = seconds and max(1e-6, seconds - refinement(refined)["seconds"])
         groups = choose_trained(model, config)
         half = half_type(where, config.precision)
         if config.half_base and half is not None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from torch import Tensor
 from histosynth.core.device import pick_device
 from histosynth.core.errors import SettingError
 from histosynth.core.run import Run
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the first one, which refines decoders and embeds tiles alone."""
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Workers:
         else:
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=device == "cpu")
+            self._state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
             self.rank, self.device = self._state.process_index, self._state.device
         self.main = self.rank == 0
 

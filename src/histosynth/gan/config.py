@@ -6,14 +6,23 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from histosynth.autoencoder.network import AutoencoderShape
+from histosynth.core.checkpoint import read_card
 from histosynth.core.errors import SettingError
 from histosynth.gan.augmentation.pipe import ANY_CHANNELS, find_pipe
 from histosynth.gan.shape import Shape
 
 _LATENTS = astuple(AutoencoderShape())
+
+
+def starts_on_latents(init: str) -> bool | None:
+    """Whether the networks of a start (`GanConfig.init`) work on latents; none where there are none to ask."""
+    path = Path(init)
+    if init in ("base", "none") or not (path.is_file() and path.suffix == ".safetensors"):
+        return init == "base" or None
+    return bool(read_card(path).get("shape", {}).get("autoencoder"))
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,14 @@ class GanConfig:
     # --- networks
     space: Literal["auto", "latents", "pixels"] = "auto"
     """What both networks work on: latents of an autoencoder, a quarter as wide as the tile, whose decoder adds the
-    texture (several times as many tiles an hour); or pixels. auto: latents for tiles of 64 px and more (32 from
-    the shipped weights), where no head and no loss needs pixels."""
+    texture (several times as many tiles an hour); or pixels. auto: as the start; from scratch, latents for tiles
+    of 64 px and more, where no head and no loss needs pixels."""
     autoencoder: str = "base"
     """latents: the autoencoder, base (the shipped one) or the path of one; with another init than none, the start's
     own is used."""
     decoder: float = 0.2
-    """latents: share of the training that comes first and teaches the decoder the texture of these tiles; 0: none."""
+    """latents: steps, as a share of `steps` (and of `seconds`), that come first and teach the decoder the texture of
+    these tiles; 0: none."""
     architecture: Literal["stylegan2", "lite"] = "stylegan2"
     """stylegan2: skip generator, residual discriminator; lite: plain blocks, spectral normalisation."""
     label_conditioning: Literal["projection", "mapping"] = "projection"
@@ -273,6 +283,7 @@ class GanConfig:
     """Make a film (GIF) of the pictures in samples/ at the end."""
 
     def __post_init__(self) -> None:
+        seen = self._of_pixels()
         self._settle()
         for name in _POSITIVE:
             value = getattr(self, name)
@@ -298,16 +309,30 @@ class GanConfig:
         if self.freeze_d and self.architecture == "lite":
             raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
         find_pipe(self.ada_pipe)
-        if self.space == "latents" and (seen := self._of_pixels()):
+        if self.space == "latents" and seen:
             raise SettingError(f"{seen[0]} is set with space=latents.", "Leave it out, or set space=pixels.")
+        if not 0 <= self.decoder < 1:
+            raise SettingError(f"decoder is {self.decoder}.", "Give a share from 0 to below 1.")
+        if self.autoencoder != "base" and self.init != "none":
+            raise SettingError(
+                f"autoencoder is {self.autoencoder!r} with init={self.init}, which brings its own.",
+                "Leave autoencoder out, or set init=none.",
+            )
+        if self.space == "pixels" and self.init == "base":
+            why = f"size is {self.size}" if self.size < 32 else "space=pixels is set"
+            if seen or self.architecture == "lite":
+                why = f"{(*seen, 'architecture')[0]} is set"
+            raise SettingError(f"{why}: this works on pixels, and the shipped weights on latents.", "Set init=none.")
         self.shape(2)
 
     def _settle(self) -> None:
         """Put what auto stands for in its place."""
         latents = self.space == "latents"
         if self.space == "auto":
-            least = 32 if self.init == "base" else 64  # on latents, as the shipped weights are
-            latents = self.size >= least and self.architecture == "stylegan2" and not self._of_pixels()
+            start = starts_on_latents(self.init)
+            least = 64 if start is None else 32
+            latents = start is not False and self.size >= least and self.architecture == "stylegan2"
+            latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
         if self.noise is None:
             object.__setattr__(self, "noise", latents)
@@ -362,17 +387,18 @@ class GanConfig:
 
         words = ["histosynth train gan TILES RUN"]
         # what auto stands for need not be said
-        usual = GanConfig(size=self.size, architecture=self.architecture, init=self.init)
+        given: dict[str, Any] = {"size": self.size, "architecture": self.architecture, "init": self.init}
+        usual, auto = GanConfig(**given, space=self.space), GanConfig(**given).space
         for field in fields(self):
             value = getattr(self, field.name)
-            implied = field.name not in ("size", "architecture", "init") and value == getattr(usual, field.name)
-            if implied or value == field.default:
+            implied = field.name not in ("space", *given) and value == getattr(usual, field.name)
+            if implied or value == (auto if field.name == "space" else field.default):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                text = Path(value).name if field.name == "init" else str(value)
+                text = Path(value).name if field.name in ("init", "autoencoder") else str(value)
                 words.append(f"--{flag} {shlex.quote(text)}")
         return " ".join(words)
 
@@ -392,6 +418,6 @@ _NOT_NEGATIVE = (
 _SHARES = (
     "style_mixing", "alpha_on", "alpha_off", "label_real", "label_fake", "channel_stats_decay", "ada_p", "ada_target",
     "ada_max", "ada_decay", "ada_cap", "ada_cap_above", "beta1", "beta2", "lr_final", "ema_rampup", "ema_decay",
-    "saturation_perceptual", "saturation_alpha", "decoder", "d_stop_acc", "d_stop_ema", "collapse",
+    "saturation_perceptual", "saturation_alpha", "d_stop_acc", "d_stop_ema", "collapse",
 )  # fmt: skip
 _CHOICES = {name: get_args(hint) for name, hint in get_type_hints(GanConfig).items() if get_origin(hint) is Literal}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, Self
 
 import torch
@@ -40,8 +41,11 @@ class Crew:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(pick_device(device))
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
-        accelerator = Accelerator(cpu=device == "cpu")
+        # the others wait for the first one, which refines the decoder alone
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
         return cls(accelerator.device, accelerator)
 
     @property

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from histosynth import encoders
 from histosynth.autoencoder.network import AUTOENCODER, Autoencoder, load_autoencoder
 from histosynth.core.assets import asset_path
-from histosynth.core.checkpoint import read_card
+from histosynth.core.checkpoint import read_card, require_kind
+from histosynth.core.errors import CheckpointError
 from histosynth.core.seeds import derive
 from histosynth.core.types import Encoder
 from histosynth.gan.config import GanConfig
@@ -228,8 +229,14 @@ def _first_stage(config: GanConfig) -> _FirstStage | None:
     if config.space == "pixels":
         return None
     if config.init != "none":
-        card = read_card(checkpoint_of(config.init))
+        path = checkpoint_of(config.init)
+        card = read_card(path)
+        require_kind(card, "gan", path)
         own = tuple(card.get("shape", {}).get("autoencoder", ()))
+        if not own:
+            raise CheckpointError(
+                f"{path} has networks of pixels, these settings of latents.", "Use space=pixels, or init=none."
+            )
         return _FirstStage(own, str(card.get("latent_space", "")))
     path = asset_path(AUTOENCODER) if config.autoencoder == "base" else Path(config.autoencoder)
     network, _ = load_autoencoder(path)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from histosynth.autoencoder.cache import latents_of
-from histosynth.autoencoder.train import refine_decoder
+from histosynth.autoencoder.train import refine_decoder, refinement
 from histosynth.core.checkpoint import learned_before, load_state, read_card, save_state
 from histosynth.core.errors import RunError
 from histosynth.core.precision import Precision
@@ -83,9 +83,15 @@ class Books:
         return self.config.space == "latents" and self.config.init == "none"
 
     @property
-    def decoder_share(self) -> float:
-        """The part of the training in which the decoder is refined."""
-        return self.config.decoder if self.config.space == "latents" else 0.0
+    def seconds(self) -> float | None:
+        """The cap on the training, less what the decoder took of it."""
+        cap = self.config.seconds
+        return cap and max(1e-6, cap - refinement(self.decoder).get("seconds", 0.0))
+
+    @property
+    def decoder(self) -> Path:
+        """Where the decoder is refined."""
+        return self.run.folder / "decoder"
 
     def latents(self, players: Players, refine: bool) -> tuple[np.ndarray, np.ndarray]:
         """The latents of all tiles, kept in the run folder; see `latents_of`.
@@ -102,9 +108,9 @@ class Books:
         if refine and config.decoder:
             steps = config.length(len(self.data), len(self.data.members))
             refined = refine_decoder(
-                self.data, own.cpu(), self.run.folder / "decoder", steps=round(steps * config.decoder),
+                self.data, own.cpu(), self.decoder, steps=round(steps * config.decoder),
                 seconds=config.seconds and config.seconds * config.decoder, schedule=config.schedule,
-                precision=precision, seed=config.seed, device=str(device),
+                precision=precision, seed=config.seed, save_every=config.save_every, device=str(device),
             )  # fmt: skip
             players.set_autoencoder(refined, players.latent_space)
             own.to(device)
@@ -198,6 +204,7 @@ class Books:
             "kimg": step * config.batch / 1000,
             "stopped_by": stopped_by,
             "stopped_by_clock": stopped_by == "clock",
+            "decoder": refinement(self.decoder),
             "encoders": {role: encoder_card(encoder) for role, encoder in players.encoders.items()},
             "licence": licence_of([*seen_through.values()], _inherited(config)),
             "parents": config.parents(),

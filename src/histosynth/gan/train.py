@@ -65,7 +65,7 @@ def train_gan(
             step, spent, stopped_by = state["step"], state["seconds"], state["card"]["stopped_by"]
         if config.space == "latents":
             latents = books.latents(learner.players, refine=state is None)
-        seconds_left = config.seconds and config.seconds * (1 - books.decoder_share)
+        seconds_left = books.seconds
         with Feed(data, config, steps, pin=crew.device.type == "cuda", latents=latents) as feed:
             if state is None:
                 learner.players.start(to_network(feed(0).images, crew.device))

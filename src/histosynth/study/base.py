@@ -116,7 +116,7 @@ def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         seconds=config.seconds,
         seed=config.seed,
         init=config.init,
-        autoencoder=str(_asset(config, "autoencoder")),
+        autoencoder=str(_asset(config, "autoencoder")) if config.init == "none" else "base",
         decoder=0.0,  # it has learnt from these very tiles
         lr_schedule="cosine",
         schedule="clock",
