@@ -7,7 +7,7 @@ learns from the training patients for the same number of minutes, on the threads
 as many tiles of each class as there are of validation patients, four times over. Fréchet and kernel distance are
 taken against the tiles of the validation patients, beside the floor: training tiles in their place, at the same N and
 the same mix of classes. Finished recipes are kept in OUT and not trained again. Prints a table, and writes
-benchmarks/results/generators-<family>.json and docs/generators-<family>.png (a row a class, a block a recipe).
+benchmarks/results/generators-<family>.json and docs/generators-<family>.jpg (a row a class, a block a recipe).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from histosynth import encoders
 from histosynth.core.checkpoint import read_card
@@ -166,7 +168,11 @@ def report(family: str, table: dict[str, Any], minutes: float, tileset: TileSet,
     target = Path(f"benchmarks/results/generators-{family}.json")
     target.write_text(json.dumps(result, indent=2) + "\n")
     classes = [{"label": c, "name": c, "colour": tileset.colours[c]} for c in tileset.classes]
-    write_sheet_png(Path(f"docs/generators-{family}.png"), sheets, classes, columns=4, rows=2)
+    drawn = Path(f"docs/generators-{family}.jpg")
+    with tempfile.TemporaryDirectory() as folder:  # a tenth of the size of a PNG
+        sheet = Path(folder) / "sheet.png"
+        write_sheet_png(sheet, sheets, classes, columns=4, rows=2)
+        Image.open(sheet).convert("RGB").save(drawn, quality=85)
 
 
 if __name__ == "__main__":
