@@ -80,8 +80,9 @@ class DiffusionConfig:
     """Share of tiles told the class only."""
     ce_weight: float = 0.05
     """Weight of the cross-entropy that keeps classes apart in the adapter's tokens."""
-    min_snr: float = 5.0
-    """Clamp of the signal-to-noise weight of the loss; 0 for the plain squared error."""
+    min_snr: float = 0.0
+    """Clamp of the signal-to-noise weight of the loss (5 in the paper); 0 for the plain squared error, which leaves the
+    high noise levels, where layout is decided, their weight."""
     levels: Levels = "uniform"
     """How noise levels are drawn: "uniform", or "logit-normal" (more of the middle ones)."""
     align: float = 0.0

@@ -165,7 +165,6 @@ def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         schedule="clock",
         seed=config.seed,
         init="none",
-        min_snr=0.0,
         lr_base=1e-3,
         width=192,
         autoencoder=str(_asset(config, "autoencoder")),
