@@ -181,6 +181,7 @@ def test_held_out_tiles_of_training_patients_are_refused(
         ({"lr_lora": float("nan")}, "lr_lora is nan"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"min_snr": -1.0}, "min_snr is -1.0"),
+        ({"decoder": 1.0}, "decoder is 1.0"),
         ({"lora_rank": 4096}, "lora_rank is 4096"),
         ({"align": 0.5, "encoder": "plain"}, "gives no feature maps"),
     ],

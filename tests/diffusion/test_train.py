@@ -48,6 +48,15 @@ def test_adapter_and_lora_change_and_the_base_stays_frozen(base_path: Path, tune
     assert "conditioner.mean" not in moved  # the base's adapter keeps the scale it knows
 
 
+def test_without_a_share_for_it_the_autoencoder_stays(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path
+) -> None:
+    config = tuning(base_path, steps=1, decoder=0.0)
+    path = train_diffusion(tiles, config, tmp_path / "run", device="cpu", encoder=encoder)
+    assert not any(k.startswith("autoencoder.") for k in changed(base_path, path))
+    assert read_card(path)["decoder"] == {} and not (tmp_path / "run" / "decoder").exists()
+
+
 @pytest.mark.parametrize("mode", ["adapter", "lora", "full"])
 def test_each_way_of_fine_tuning_trains_its_part(base_path: Path, mode: str) -> None:
     model = load_model(base_path)
