@@ -95,7 +95,7 @@ def test_latents_and_images_are_shrunk_and_turned_alike() -> None:
 def test_a_refined_decoder_keeps_the_latents_and_learns_the_texture(start: Autoencoder, tmp_path: Path) -> None:
     fine = tiles(24, seed=1, fine=True)
     images = torch.from_numpy(np.array(fine.images))
-    refined = refine_decoder(fine, start, tmp_path / "run", steps=400, device="cpu")
+    refined = refine_decoder(fine, start, tmp_path / "run", steps=250, device="cpu")
     assert refined.name == start.name
     with torch.no_grad():
         truth = images.float() / 127.5 - 1
