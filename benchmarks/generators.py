@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +129,13 @@ def main() -> None:
     sheets = {"Real": by_class(real["train"])}
     for arm in arms:
         folder = options.out / options.family
-        started = time.monotonic()
         checkpoint, line = train(options.family, arm, tiles, folder, options.minutes, options.steps)
-        seconds = time.monotonic() - started
         made = make(checkpoint, folder / f"{arm}-tiles", held)
         card = read_card(checkpoint)
         title = RECIPES[options.family][arm][0]
         table[arm] = {
             "title": title, "command": line, "steps": card.get("steps"), "chosen_step": card.get("chosen_step"),
-            "seconds": seconds, **scores(held, made),
+            **scores(held, made),
         }  # fmt: skip
         sheets[title] = by_class(made)
         report(options.family, table, options.minutes, tileset, sheets)
@@ -169,7 +166,7 @@ def report(family: str, table: dict[str, Any], minutes: float, tileset: TileSet,
     target.write_text(json.dumps(result, indent=2) + "\n")
     classes = [{"label": c, "name": c, "colour": tileset.colours[c]} for c in tileset.classes]
     drawn = Path(f"docs/generators-{family}.jpg")
-    with tempfile.TemporaryDirectory() as folder:  # a tenth of the size of a PNG
+    with tempfile.TemporaryDirectory() as folder:  # a PNG is several times as large
         sheet = Path(folder) / "sheet.png"
         write_sheet_png(sheet, sheets, classes, columns=4, rows=2)
         Image.open(sheet).convert("RGB").save(drawn, quality=85)

@@ -25,7 +25,7 @@ from histosynth.core.device import describe_device, pick_device
 from histosynth.study.base import BaseConfig, train_base
 
 NAMES = {"autoencoder": "autoencoder", "diffusion": "diffusion-base", "gan": "gan-base"}
-BATCH = {"autoencoder": 32, "diffusion": 32, "gan": 32}
+BATCH = {"autoencoder": 16, "diffusion": 32, "gan": 32}
 FOREVER = 10_000_000
 
 

@@ -64,7 +64,7 @@ class GanConfig:
     # --- networks
     space: Literal["auto", "latents", "pixels"] = "auto"
     """What both networks work on: latents of an autoencoder, a quarter as wide as the tile, whose decoder adds the
-    texture (several times as many tiles an hour); or pixels. auto: as the start; from scratch, latents for tiles
+    texture (many more tiles an hour); or pixels. auto: as the start; from scratch, latents for tiles
     of 64 px and more, where no head and no loss needs pixels."""
     autoencoder: str = "base"
     """latents: the autoencoder, base (the shipped one) or the path of one; with another init than none, the start's
@@ -99,7 +99,7 @@ class GanConfig:
     """Layers of the mapping network."""
     noise: bool | None = None
     """Noise in every place of the generator's layers (StyleGAN2). On pixels, in short trainings, it takes the place of
-    structure; latents are half noise, and without it the discriminator wins at once. none: on latents alone."""
+    structure; latents are partly noise, and without it the discriminator wins at once. none: on latents alone."""
     output_clamp: float = 0.0
     """Tiles are cut to +- this value, in a range from -1 to 1; 0: never."""
     conv_clamp: float = 0.0

@@ -96,7 +96,7 @@ class Feed:
         """As `batch_at`; of the symmetries that a tile was encoded in, the one that is drawn."""
         assert self._latents is not None
         config, (latents, turns) = self._config, self._latents
-        rows = indices_at(self._data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed)
+        rows = indices_at(self._data, step, config.batch, config.sampling, config.seed)
         views = symmetries_at(step, config.batch, config.seed) % turns.shape[1]
         images = torch.from_numpy(latents[views, rows].astype(np.float32))
         labels = torch.from_numpy(self._data.labels[rows].astype(np.int64))

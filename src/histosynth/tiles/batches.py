@@ -165,7 +165,7 @@ def batch_at(
         raise SettingError(
             f"share is {share}, with {sampling} sampling.", "Use 0 to 1 with balanced sampling, or leave it out."
         )
-    indices = _indices_at(array, step, batch_size, sampling, seed, share)
+    indices = indices_at(array, step, batch_size, sampling, seed, share)
     images = torch.from_numpy(np.ascontiguousarray(array.images[indices]))
     if augment:
         images = turned(images, symmetries_at(step, batch_size, seed))
@@ -197,19 +197,9 @@ def symmetries_at(step: int, batch_size: int, seed: int) -> np.ndarray:
 
 
 def indices_at(
-    array: TileArray, step: int, *, batch_size: int, sampling: Sampling = "balanced", seed: int = 0
+    array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int, share: float | None = None
 ) -> np.ndarray:
-    """The rows of training batch number `step`, as `batch_at` takes them: int64 [batch_size].
-
-    Raises:
-        SettingError: an unknown `sampling`.
-    """
-    return _indices_at(array, step, batch_size, sampling, seed, None)
-
-
-def _indices_at(
-    array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int, share: float | None
-) -> np.ndarray:
+    """The rows of training batch number `step`, int64 [batch_size]; see `batch_at`."""
     start = step * batch_size
     positions = np.arange(start, start + batch_size)
     if sampling == "natural":
