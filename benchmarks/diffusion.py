@@ -2,8 +2,9 @@
 
     python benchmarks/diffusion.py [--checkpoint base] [--tiles 16] [--steps 20] [--repeats 3] [--quick]
 
-The peer is diffusers' PixArtAlphaPipeline with its DPMSolverMultistepScheduler, its own attention and float32, given
-the checkpoint's transformer, its autoencoder and contexts made beforehand; ours also draws and makes the contexts.
+The peer is diffusers' PixArtAlphaPipeline with its DPMSolverMultistepScheduler and float32, given the checkpoint's
+denoiser, its autoencoder and contexts made beforehand; a transformer computes there with diffusers' own attention. Ours
+also draws and makes the contexts.
 Both use the same noise, steps and guidance, in turns in one process, and end with uint8 pixels. They are timed one
 tile at a time and in batches. Prints the best of the repeats and the ratios, how far the tiles of the two are apart in
 float32, and what the size of a micro-batch changes; writes benchmarks/results/diffusion.json.
@@ -41,16 +42,17 @@ RESULT = Path("benchmarks/results/diffusion.json")
 
 
 class Told(torch.nn.Module):
-    """The checkpoint's transformer behind the arguments of the pipeline: it wants the mean of the context besides."""
+    """The checkpoint's denoiser behind the arguments of the pipeline."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, model: LatentDiffusion) -> None:
         super().__init__()
-        self.network, self.config = network, network.config
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.model, self.device, self.dtype = model, torch.device("cpu"), torch.float32
+        channels, edge, _ = model.backbone.latent
+        self.config = SimpleNamespace(in_channels=channels, out_channels=channels, sample_size=edge)
 
-    def forward(self, latents: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any, **rest: Any) -> Any:
-        pooled = {"pooled": encoder_hidden_states.mean(dim=1)}
-        return self.network(latents, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=pooled, **rest)
+    def forward(self, latents: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **rest: Any) -> Any:
+        levels = timestep.expand(len(latents))
+        return (self.model.backbone.denoise(latents, levels, encoder_hidden_states),)
 
 
 class FirstStage(torch.nn.Module):
@@ -71,9 +73,10 @@ class Stock:
     def __init__(self, model: LatentDiffusion, steps: int) -> None:
         from diffusers import PixArtAlphaPipeline  # needs the torchvision hook, which importing histosynth installs
 
-        model.transformer.set_attn_processor(AttnProcessor2_0())  # what diffusers builds it with
+        if hasattr(model.transformer, "set_attn_processor"):
+            model.transformer.set_attn_processor(AttnProcessor2_0())  # what diffusers builds it with
         self.pipeline = PixArtAlphaPipeline(
-            None, None, FirstStage(model.autoencoder), Told(model.transformer),
+            None, None, FirstStage(model.autoencoder), Told(model),
             model.backbone.process.solver("dpm++", steps),
         )  # fmt: skip
         self.pipeline.set_progress_bar_config(disable=True)

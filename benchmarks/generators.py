@@ -50,7 +50,7 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
         "adapter": ("Adapter only", "train diffusion {tiles} {out} --finetune adapter " + _CLOCK),
         "no-classes": ("Without classes", "train diffusion {tiles} {out} --class-dropout 0.9 --ce-weight 0 " + _CLOCK),
         "full": ("All weights", "train diffusion {tiles} {out} --finetune full " + _CLOCK),
-        "scratch": ("From scratch", "train diffusion {tiles} {out} --init none --width 192 " + _CLOCK),
+        "scratch": ("From scratch", "train diffusion {tiles} {out} --init none " + _CLOCK),
     },
 }
 ENCODERS = ("tissue-tiny", "colour")

@@ -9,7 +9,7 @@ import pytest
 from histosynth.autoencoder.train import AutoencoderConfig, train_autoencoder
 from histosynth.diffusion.train import DiffusionConfig, train_diffusion
 from histosynth.tiles.batches import TileArray
-from tests.diffusion.helpers import CLASSES, TINY, ColourMeans, make_tiles, tuning
+from tests.diffusion.helpers import CLASSES, TINY, UNET, ColourMeans, make_tiles, tuning
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +44,12 @@ def tuned_path(
     """The base adapted with adapter and LoRA."""
     folder = tmp_path_factory.mktemp("tuned") / "run"
     return train_diffusion(tiles, tuning(base_path), folder, device="cpu", encoder=encoder)
+
+
+@pytest.fixture(scope="session")
+def unet_path(
+    tiles: TileArray, encoder: ColourMeans, autoencoder_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A compact U-Net from random weights; what `base_path` is of the transformer."""
+    config = DiffusionConfig(**UNET, init="none", autoencoder=str(autoencoder_path), lr_base=1e-2)
+    return train_diffusion(tiles, config, tmp_path_factory.mktemp("unet") / "run", device="cpu", encoder=encoder)

@@ -12,8 +12,9 @@ from histosynth.diffusion.train import DiffusionConfig
 from histosynth.tiles.batches import TileArray
 
 CLASSES = ("STR", "TUM", "LYM")
-TINY = {"size": 16, "steps": 6, "batch": 4, "save_every": 3, "sample_every": 0, "width": 32, "layers": 2,
-        "heads": 2, "tokens": 2, "warmup": 2, "bank": 5, "precision": "fp32"}  # fmt: skip
+TINY = {"size": 16, "steps": 6, "batch": 4, "save_every": 3, "sample_every": 0, "backbone": "transformer", "width": 32,
+        "layers": 2, "heads": 2, "tokens": 2, "warmup": 2, "bank": 5, "precision": "fp32"}  # fmt: skip
+UNET = TINY | {"backbone": "unet", "width": 8, "layers": 1}
 
 
 class ColourMeans:
@@ -51,5 +52,5 @@ def make_tiles(counts: dict[str, int], size: int = 16, seed: int = 0) -> TileArr
 
 
 def tuning(base: Path, **changes: object) -> DiffusionConfig:
-    settings = {k: v for k, v in TINY.items() if k not in ("width", "layers", "heads", "tokens")}
+    settings = {k: v for k, v in TINY.items() if k not in ("backbone", "width", "layers", "heads", "tokens")}
     return DiffusionConfig(**{**settings, "init": str(base), "lora_rank": 2, "lr_lora": 1e-2, **changes})

@@ -87,6 +87,13 @@ def test_it_is_adapted_by_lora_and_its_weights_are_not_copied(
     other = DiffusionGenerator(model, torch.device("cpu"), "fp32")
     latents = one.latents([0, 1], [1, 2], steps=3)
     torch.testing.assert_close(other.latents([0, 1], [1, 2], steps=3), latents, atol=1e-4, rtol=1e-4)
+    # diffusers' own reader, on its own network
+    network = UNet2DConditionModel.from_pretrained(folder / "unet")
+    network.load_lora_adapter(str(path.parent / "peft"), prefix="unet", weight_name="pytorch_lora_weights.safetensors")
+    noisy, levels, context = torch.randn(2, 4, 8, 8), torch.tensor([5, 600]), torch.randn(2, 3, 24)
+    with torch.no_grad():
+        read = network(noisy, levels, context).sample
+        torch.testing.assert_close(read, model.backbone.denoise(noisy, levels, context), atol=1e-5, rtol=1e-5)
     (batch,) = one.sample([0, 1, 2], [3, 4, 5], steps=2)
     assert batch.shape == (3, 3, 16, 16) and batch.dtype == torch.uint8
 

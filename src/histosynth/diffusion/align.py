@@ -19,6 +19,7 @@ from histosynth.diffusion.backbone import Compact
 from histosynth.diffusion.cache import encoder_key
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.model import LatentDiffusion
+from histosynth.diffusion.transformer import TransformerShape
 
 _SOME = 1024
 
@@ -56,8 +57,8 @@ class Alignment:
                 "Use encoder=tissue-tiny, or align=0.",
             )
         backbone = model.backbone
-        if not isinstance(backbone, Compact):
-            raise SettingError(f"align is {config.align} with a {backbone.kind}.", "It is for the compact model.")
+        if not isinstance(backbone, Compact) or not isinstance(backbone.shape, TransformerShape):
+            raise SettingError(f"align is {config.align}.", "It is for the compact transformer: backbone=transformer.")
         grid = backbone.latent[1] // backbone.shape.patch
 
         @torch.no_grad()

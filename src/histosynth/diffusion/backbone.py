@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from histosynth.autoencoder.network import FACTOR, Autoencoder, AutoencoderShape
+from histosynth.diffusion.convolutional import UNetDenoiser, UNetShape
 from histosynth.diffusion.noise import Process
 from histosynth.diffusion.transformer import TransformerShape, build_transformer, denoise
+
+NetworkShape = UNetShape | TransformerShape
+SHAPES: dict[str, type[UNetShape] | type[TransformerShape]] = {"unet": UNetShape, "transformer": TransformerShape}
+"""What fixes the weights of our denoisers, by the name of their architecture."""
 
 
 @runtime_checkable
@@ -66,11 +71,11 @@ class Backbone(Protocol):
 
 @dataclass
 class Compact:
-    """The small transformer of this project on the small autoencoder of this project; a `Backbone`."""
+    """A small denoiser of this project, a U-Net or a transformer, on its small autoencoder; a `Backbone`."""
 
     network: nn.Module
     autoencoder: Autoencoder
-    shape: TransformerShape
+    shape: NetworkShape
     size: int
     process: Process = field(default_factory=Process)
     kind: str = "compact"
@@ -79,11 +84,17 @@ class Compact:
     source: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def new(
-        cls, shape: TransformerShape, autoencoder: Autoencoder, size: int, process: Process | None = None
-    ) -> Compact:
-        """With fresh weights, drawn from torch's global generator: seed it first."""
-        return cls(build_transformer(shape, size // FACTOR), autoencoder, shape, size, process or Process())
+    def new(cls, shape: NetworkShape, autoencoder: Autoencoder, size: int, process: Process | None = None) -> Compact:
+        """With fresh weights, drawn from torch's global generator: seed it first.
+
+        Raises:
+            SettingError: a width that does not fit.
+        """
+        if isinstance(shape, UNetShape):
+            network: nn.Module = UNetDenoiser(shape)
+        else:
+            network = build_transformer(shape, size // FACTOR)
+        return cls(network, autoencoder, shape, size, process or Process())
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -91,7 +102,7 @@ class Compact:
 
     @property
     def width(self) -> int:
-        return self.shape.width
+        return self.shape.told
 
     @property
     def tokens(self) -> int:
@@ -109,15 +120,26 @@ class Compact:
         return self.autoencoder.decode(latents)
 
     def denoise(self, noisy: Tensor, levels: Tensor, context: Tensor) -> Tensor:
+        if isinstance(self.shape, UNetShape):
+            return self.network(noisy, levels, context)  # type: ignore[no-any-return]
         return denoise(self.network, noisy, levels, context)
 
     def unconditional(self) -> None:
         return None
 
     def card(self) -> dict[str, Any]:
-        return {"network": asdict(self.shape), "autoencoder": asdict(self.autoencoder.shape)}
+        architecture = next(name for name, kind in SHAPES.items() if isinstance(self.shape, kind))
+        return {
+            "architecture": architecture,
+            "network": asdict(self.shape),
+            "autoencoder": asdict(self.autoencoder.shape),
+        }
 
 
-def check_shape(card: dict[str, Any]) -> tuple[TransformerShape, AutoencoderShape]:
-    """The two shapes in the card of a compact checkpoint."""
-    return TransformerShape(**card["network"]), AutoencoderShape(**card["autoencoder"])
+def check_shape(card: dict[str, Any]) -> tuple[NetworkShape, AutoencoderShape]:
+    """The two shapes in the card of a compact checkpoint.
+
+    Raises:
+        KeyError: an architecture that this version does not know.
+    """
+    return SHAPES[card.get("architecture", "transformer")](**card["network"]), AutoencoderShape(**card["autoencoder"])

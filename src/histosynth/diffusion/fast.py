@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histosynth.diffusion.backbone import Backbone
+from histosynth.diffusion.convolutional import FastUNet, UNetDenoiser
 from histosynth.diffusion.transformer import PooledTime
 
 _EPS = 1e-6
@@ -143,10 +144,12 @@ class FastTold:
         return mixed.view(n, fast.heads, length, fast.depth).transpose(1, 2).flatten(2)
 
 
-def fast_network(backbone: Backbone, kind: torch.dtype | None) -> FastCompact | None:
-    """The backbone's network prepared for generation, or None for networks of another build (a U-Net, PixCell, LoRA
-    that is not merged) and where folding cross-attention would not pay."""
+def fast_network(backbone: Backbone, kind: torch.dtype | None) -> FastCompact | FastUNet | None:
+    """The backbone's network prepared for generation, or None for networks of another build (PixCell, LoRA that is not
+    merged) and where folding cross-attention would not pay."""
     network: Any = backbone.network
+    if isinstance(network, UNetDenoiser):
+        return FastUNet(network, kind)
     if backbone.kind != "compact" or not isinstance(network, PixArtTransformer2DModel):
         return None
     told = (backbone.tokens + 1) * network.config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al. 2021) of the denoiser's attention, through peft.
+"""Low-rank adaptation (Hu et al. 2021) of the denoiser, through peft.
 
 W' = W + (alpha / rank) B A, with W frozen. Only A and B are trained and can be shared alone.
 """
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from histosynth.core.errors import CheckpointError, SettingError, did_you_mean
 from histosynth.diffusion.config import ATTENTION
+from histosynth.diffusion.convolutional import UNetDenoiser
 
 __all__ = ["ATTENTION", "LoraShape", "attach_lora", "count_targets", "lora_tensors", "merged"]
 
-_BLOCK = re.compile(r"(?:^|.*?\.)transformer_blocks\.\d+(?=\.)")
+CONVOLUTIONS = ("conv1", "conv2")
+_BLOCK = re.compile(r"(?:^|.*?\.)(?:transformer_blocks|blocks)\.\d+(?=\.)")
 _LARGEST_RANK = 1024
 
 
@@ -33,7 +35,7 @@ class LoraShape:
     alpha: float = 16.0
     """Scale of the change, over the rank."""
     targets: tuple[str, ...] = ATTENTION
-    """Linear layers, by the end of their names."""
+    """Layers, by the end of their names."""
     blocks: str = "all"
     """"all", or numbers from 0 and ranges: "14-27" or "0,3,8-11"."""
 
@@ -67,13 +69,13 @@ def block_numbers(blocks: str, count: int) -> list[int]:
 
 
 def find_targets(model: nn.Module, targets: Sequence[str], blocks: str = "all") -> dict[str, list[str]]:
-    """The names of the linear layers that each target (a dotted suffix) matches within the chosen blocks.
+    """The linear and convolutional layers that each target (a dotted suffix) matches within the chosen blocks.
 
     Raises:
         SettingError: a target that matches none (peft complains only when all miss, and would train less
             than was asked for), or blocks that the denoiser does not have.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     order = list(dict.fromkeys(m[0] for name in linear if (m := _BLOCK.match(name))))
     chosen = {order[k] for k in block_numbers(blocks, len(order))}
     if blocks != "all":
@@ -93,8 +95,13 @@ def find_targets(model: nn.Module, targets: Sequence[str], blocks: str = "all") 
     return found
 
 
+def lora_targets(model: nn.Module) -> tuple[str, ...]:
+    """The layers that get low-rank matrices where nobody says which."""
+    return ATTENTION + (CONVOLUTIONS if isinstance(model, UNetDenoiser) else ())
+
+
 def count_targets(model: nn.Module, targets: Sequence[str], blocks: str = "all") -> dict[str, int]:
-    """How many linear layers each target matches; see `find_targets`."""
+    """How many layers each target matches; see `find_targets`."""
     return {target: len(names) for target, names in find_targets(model, targets, blocks).items()}
 
 

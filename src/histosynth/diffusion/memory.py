@@ -116,7 +116,9 @@ def activation_bytes(
     for name, parameter in network.named_parameters():
         floats[name].requires_grad_(parameter.requires_grad)
     counter = _Counter(floats.values())
-    blocks = [m for name, m in network.named_modules() if ".".join(name.split(".")[-2:-1]) == "transformer_blocks"]
+    blocks = [
+        m for name, m in network.named_modules() if name.split(".")[-2:-1] in (["transformer_blocks"], ["blocks"])
+    ]
     spans: list[int] = []
     inputs: list[int] = []
 

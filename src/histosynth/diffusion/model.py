@@ -17,10 +17,9 @@ from histosynth.core.assets import asset_path
 from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.diffusion.adapter import Conditioner
-from histosynth.diffusion.backbone import Backbone, Compact
+from histosynth.diffusion.backbone import Backbone, Compact, NetworkShape, check_shape
 from histosynth.diffusion.lora import LoraShape, attach_lora, load_lora_tensors, lora_shape, lora_tensors, merged
 from histosynth.diffusion.noise import Process
-from histosynth.diffusion.transformer import TransformerShape
 
 BASE = "diffusion-base-64.safetensors"
 _PARTS = ("transformer.", "conditioner.", "autoencoder.", "bank.", "lora.", "decoder.")
@@ -89,7 +88,7 @@ class LatentDiffusion:
 
 
 def new_model(
-    shape: TransformerShape, autoencoder: Autoencoder, encoder: dict[str, Any], classes: Sequence[str], size: int
+    shape: NetworkShape, autoencoder: Autoencoder, encoder: dict[str, Any], classes: Sequence[str], size: int
 ) -> LatentDiffusion:
     """A compact model with a fresh denoiser and conditioner (torch's global generator: seed it first)."""
     return with_conditioner(Compact.new(shape, autoencoder, size), encoder, classes, size)
@@ -249,18 +248,15 @@ def read_bank(values: dict[str, Tensor], card: dict[str, Any]) -> Bank:
 def _own_backbone(
     part: dict[str, dict[str, Tensor]], card: dict[str, Any], autoencoder: Autoencoder | None, path: Path
 ) -> Backbone:
+    if card.get("backbone", "compact") != "compact":
+        raise ValueError(f"the backbone {card['backbone']!r} without a source")
     if part["autoencoder."]:
         autoencoder = restore_autoencoder(part["autoencoder."], card["autoencoder"], card["latent_space"], path)
     elif autoencoder is None:
         autoencoder = load_autoencoder(asset_path(AUTOENCODER))[0]
     _same_latents(autoencoder.name, card, path)
     process = Process(**card.get("process", {}))
-    if card.get("backbone", "compact") == "unet":
-        from histosynth.diffusion.unet import UNet, UNetShape
-
-        backbone: Backbone = UNet.new(UNetShape(**card["network"]), autoencoder, card["size"], process)
-    else:
-        backbone = Compact.new(TransformerShape(**card["network"]), autoencoder, card["size"], process)
+    backbone = Compact.new(check_shape(card)[0], autoencoder, card["size"], process)
     backbone.network.load_state_dict(part["transformer."])
     return backbone
 

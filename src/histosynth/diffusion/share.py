@@ -17,7 +17,7 @@ from histosynth.core.checkpoint import load_checkpoint, require_kind, save_check
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.files import atomic_path, ensure_folder, write_json
 from histosynth.diffusion.adapter import CLASS_WISE
-from histosynth.diffusion.lora import LoraShape, lora_shape, lora_tensors
+from histosynth.diffusion.lora import ATTENTION, LoraShape, lora_shape, lora_tensors
 from histosynth.diffusion.model import LatentDiffusion, check_card, describe, load_model, restore, split_parts
 from histosynth.diffusion.start import open_backbone, resized
 
@@ -93,7 +93,11 @@ def apply_lora(
             backbone.autoencoder.load_state_dict(backbone.autoencoder.state_dict() | part["decoder."])
         if "lora" not in card and part["lora."]:  # cards of the first version
             old = card["config"]
-            card["lora"] = {"rank": old["lora_rank"], "alpha": old["lora_alpha"], "targets": old["lora_targets"]}
+            card["lora"] = {
+                "rank": old["lora_rank"],
+                "alpha": old["lora_alpha"],
+                "targets": old["lora_targets"] or ATTENTION,
+            }
         return restore(backbone, part, card)
     except (RuntimeError, TypeError, KeyError, ValueError, IndexError, AttributeError, SettingError) as error:
         raise CheckpointError(

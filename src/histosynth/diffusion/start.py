@@ -17,12 +17,11 @@ from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.seeds import derive
 from histosynth.core.types import EncoderCard
 from histosynth.diffusion.adapter import carry_over
-from histosynth.diffusion.backbone import Backbone, Compact
+from histosynth.diffusion.backbone import SHAPES, Backbone, Compact
 from histosynth.diffusion.config import DiffusionConfig
-from histosynth.diffusion.lora import LoraShape, attach_lora, lora_shape
+from histosynth.diffusion.lora import LoraShape, attach_lora, lora_shape, lora_targets
 from histosynth.diffusion.model import LatentDiffusion, load_model, with_conditioner
 from histosynth.diffusion.pixcell.cards import CARDS
-from histosynth.diffusion.transformer import TransformerShape
 
 _SHAPE = ("width", "layers", "heads", "tokens")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -119,7 +118,8 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
         conditioner.head.requires_grad_(False)
     model.autoencoder.requires_grad_(False).eval()
     if isinstance(model.transformer, PeftModel) or mode in ("lora", "adapter_lora"):
-        shape = LoraShape(config.lora_rank, config.lora_alpha, tuple(config.lora_targets), config.lora_blocks)
+        targets = tuple(config.lora_targets) or lora_targets(model.transformer)
+        shape = LoraShape(config.lora_rank, config.lora_alpha, targets, config.lora_blocks)
         model.transformer = _with_lora(model.transformer, shape, mode != "adapter")
     if config.checkpointing:
         base: Any = (
@@ -163,12 +163,8 @@ def halve(model: LatentDiffusion, kind: torch.dtype) -> None:
 def _fresh(config: DiffusionConfig, first_stage: Callable[[], Path]) -> Backbone:
     autoencoder = _autoencoder(config, first_stage)
     torch.manual_seed(derive(config.seed, "diffusion", "weights"))
-    if config.backbone == "unet":
-        from histosynth.diffusion.unet import UNet, UNetShape
-
-        return UNet.new(UNetShape(config.width, config.layers, config.heads, config.tokens), autoencoder, config.size)
-    shape = TransformerShape(config.width, config.layers, config.heads, config.tokens)
-    return Compact.new(shape, autoencoder, config.size)
+    given = {name: getattr(config, name) for name in _SHAPE if getattr(config, name)}
+    return Compact.new(SHAPES[config.backbone](**given), autoencoder, config.size)
 
 
 def _autoencoder(config: DiffusionConfig, first_stage: Callable[[], Path]) -> Autoencoder:
@@ -216,7 +212,7 @@ def _from_checkpoint(
 
 
 def resized(backbone: Backbone, size: int) -> Backbone:
-    """A compact backbone for tiles of another size: its weights do not depend on the number of tokens."""
+    """A compact backbone for tiles of another size: its weights do not depend on it."""
     if not isinstance(backbone, Compact) or backbone.size == size:
         return backbone
     other = Compact.new(backbone.shape, backbone.autoencoder, size, backbone.process)

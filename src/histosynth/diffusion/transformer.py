@@ -33,6 +33,11 @@ class TransformerShape:
     channels: int = 4
     """Channels of a latent."""
 
+    @property
+    def told(self) -> int:
+        """Channels of a context token."""
+        return self.width
+
 
 class PooledTime(nn.Module):
     """Stands in front of PixArt's time embedding and adds the projected mean of the context."""

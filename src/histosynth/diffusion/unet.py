@@ -1,4 +1,4 @@
-"""The U-Net behind the same recipe: a small one on our autoencoder, or Stable Diffusion's from a local folder.
+"""Stable Diffusion's U-Net behind the same recipe, from a local folder.
 
 For those who have no PixCell: the class-conditional U-Net with LoRA of the prototype, with LoRA that is trained and
 latents that come from the autoencoder which decodes them.
@@ -7,7 +7,7 @@ latents that come from the autoencoder which decodes them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,13 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from histosynth.autoencoder.network import FACTOR, Autoencoder, to_signed
+from histosynth.autoencoder.network import to_signed
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.files import read_json, sha256_file
 from histosynth.diffusion.noise import Process
 
 _PREDICTIONS = {"v_prediction": "v", "epsilon": "epsilon"}
 _SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear", "scaled_linear": "scaled-linear"}
-
-
-@dataclass(frozen=True)
-class UNetShape:
-    """What fixes the names and shapes of a small U-Net's weights."""
-
-    width: int = 256
-    """Channels of a context token, and of the lowest resolution."""
-    layers: int = 2
-    """Residual and attention blocks a resolution."""
-    heads: int = 4
-    """Attention heads; they divide half the width."""
-    tokens: int = 4
-    """Context tokens made of one encoder embedding."""
-    channels: int = 4
-    """Channels of a latent."""
 
 
 @dataclass
@@ -51,46 +35,10 @@ class UNet:
     width: int
     tokens: int
     latent_space: str
-    shape: UNetShape | None = None
     source: dict[str, Any] = field(default_factory=dict)
     kind: str = "unet"
     embeddings: tuple[str, int] | None = None
-
-    @property
-    def whole(self) -> bool:
-        return not self.source
-
-    @classmethod
-    def new(cls, shape: UNetShape, autoencoder: Autoencoder, size: int, process: Process | None = None) -> UNet:
-        """A small one with fresh weights, drawn from torch's global generator: seed it first.
-
-        Raises:
-            SettingError: widths that the heads or the normalisation do not divide.
-        """
-        half = shape.width // 2
-        if shape.width % 16 or half % shape.heads:
-            raise SettingError(
-                f"width is {shape.width} with {shape.heads} heads.", "Give a multiple of 16 that 2 * heads divides."
-            )
-        edge = size // FACTOR
-        network = UNet2DConditionModel(
-            sample_size=edge,
-            in_channels=shape.channels,
-            out_channels=shape.channels,
-            block_out_channels=(half, shape.width),
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=shape.layers,
-            cross_attention_dim=shape.width,
-            attention_head_dim=shape.heads,  # in diffusers' U-Net this is the number of heads
-            norm_num_groups=8,
-        )
-        nn.init.zeros_(network.conv_out.weight)
-        nn.init.zeros_(network.conv_out.bias)
-        latent = (shape.channels, edge, edge)
-        return cls(
-            network, autoencoder, process or Process(), latent, shape.width, shape.tokens, autoencoder.name, shape
-        )
+    whole: bool = False
 
     @classmethod
     def open(cls, folder: Path | str, size: int, vae: Path | str = "", tokens: int = 4) -> UNet:
@@ -124,16 +72,12 @@ class UNet:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        if isinstance(self.autoencoder, Autoencoder):
-            return self.autoencoder.encode(images)
         first: Any = self.autoencoder
         pixels = to_signed(images).to(first.dtype)
         with torch.autocast(images.device.type, enabled=False):
             return first.encode(pixels).latent_dist.mean.float() * first.config["scaling_factor"]
 
     def decode(self, latents: Tensor) -> Tensor:
-        if isinstance(self.autoencoder, Autoencoder):
-            return self.autoencoder.decode(latents)
         first: Any = self.autoencoder
         with torch.autocast(latents.device.type, enabled=False):
             code = (latents.float() / first.config["scaling_factor"]).to(first.dtype)
@@ -148,9 +92,7 @@ class UNet:
         return None
 
     def card(self) -> dict[str, Any]:
-        if self.shape is None or not isinstance(self.autoencoder, Autoencoder):
-            return {}
-        return {"network": asdict(self.shape), "autoencoder": asdict(self.autoencoder.shape)}
+        return {}
 
 
 def is_unet(folder: Path | str) -> bool:

@@ -166,7 +166,6 @@ def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         seed=config.seed,
         init="none",
         lr_base=1e-3,
-        width=192,
         autoencoder=str(_asset(config, "autoencoder")),
     )
     return export_base(train_diffusion(tiles, settings, folder, device=config.device), _asset(config, "diffusion-base"))
