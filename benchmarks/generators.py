@@ -51,6 +51,10 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
         "no-classes": ("Without classes", "train diffusion {tiles} {out} --class-dropout 0.9 --ce-weight 0 " + _CLOCK),
         "full": ("All weights", "train diffusion {tiles} {out} --finetune full " + _CLOCK),
         "scratch": ("From scratch", "train diffusion {tiles} {out} --init none " + _CLOCK),
+        "transformer": (
+            "Transformer from scratch",
+            "train diffusion {tiles} {out} --init none --backbone transformer " + _CLOCK,
+        ),
     },
 }
 ENCODERS = ("tissue-tiny", "colour")

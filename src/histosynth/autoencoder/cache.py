@@ -8,7 +8,7 @@ tile for large ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from histosynth.core.progress import bar
 from histosynth.core.seeds import numpy_rng
 from histosynth.tiles.batches import TileArray, turned
 
+Maker = Callable[[Tensor], Tensor]
 _BUDGET = 8192
 _PIXELS = 32 * 64 * 64
 """Pixels that the autoencoder takes at a time; at 256 px and more this is what keeps its memory small."""
@@ -43,7 +44,7 @@ def symmetries(count: int, views: int, seed: int) -> np.ndarray:
     return np.stack([rng.permutation(8)[:views] for _ in range(count)])
 
 
-def fill(path: Path, what: str, data: TileArray, views: int, seed: int, network: Callable[[Tensor], Tensor]) -> None:
+def fill(path: Path, what: str, data: TileArray, views: int, seed: int, network: Maker) -> None:
     """Write network(tiles) as float16 [V, N, ...], a few tiles at a time."""
     turns, chunk = symmetries(len(data), views, seed), chunk_of(data.size)
     shape = tuple(network(torch.from_numpy(np.array(data.images[:1]))).shape[1:])
@@ -59,25 +60,49 @@ def fill(path: Path, what: str, data: TileArray, views: int, seed: int, network:
         del out
 
 
+def kept(
+    folder: Path,
+    data: TileArray,
+    makers: Mapping[str, Maker],
+    key: Mapping[str, str],
+    seed: int,
+    views: int | None = None,
+) -> dict[str, np.ndarray]:
+    """What networks make of tiles in several symmetries; computed when `folder` has none, or that of other tiles or
+    networks.
+
+    Args:
+        makers: what is made, and by what: uint8 [n, 3, S, S] -> float [n, ...].
+        key: identifies the networks.
+        views: symmetries a tile; none: as many as keep the cache small.
+
+    Returns:
+        float16 [V, N, ...] each, memory maps; entry (v, i) is tile i in its v-th symmetry (see `symmetries`).
+    """  # fmt: skip
+    views = views or views_of(len(data))
+    names = "\n".join([str(data.images.shape), data.digest(), *data.ids])
+    whole = dict(key) | {"tiles": hashlib.sha256(names.encode()).hexdigest(), "views": views, "seed": seed}
+    paths, meta = {name: folder / f"{name.replace(' ', '-')}.npy" for name in makers}, folder / "cache.json"
+    if not (meta.exists() and all(path.exists() for path in paths.values()) and read_json(meta) == whole):
+        meta.unlink(missing_ok=True)
+        for name, maker in makers.items():
+            fill(paths[name], name, data, views, seed, maker)
+        write_json(meta, whole)
+    return {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+
+
 def latents_of(
     folder: Path, data: TileArray, autoencoder: Autoencoder, seed: int, device: torch.device, precision: Precision
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Latents of tiles in several symmetries; computed when `folder` has none, or those of other tiles or networks.
+    """Latents of tiles in several symmetries, kept in `folder`.
 
     Returns:
         float16 [V, N, C, h, w], a memory map, and the symmetries of the tiles, int [N, V].
     """
-    views = views_of(len(data))
-    ids = hashlib.sha256("\n".join([data.digest(), *data.ids]).encode()).hexdigest()
-    key = {"tiles": ids, "latent_space": autoencoder.name, "views": views, "seed": seed}
-    path, meta = folder / "latents.npy", folder / "latents.json"
-    if not (path.exists() and meta.exists() and read_json(meta) == key):
-        meta.unlink(missing_ok=True)
 
-        def encode(images: Tensor) -> Tensor:
-            with torch.no_grad(), autocast(device, precision):
-                return autoencoder.encode(images.to(device)).float()
+    def encode(images: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(device, precision):
+            return autoencoder.encode(images.to(device)).float()
 
-        fill(path, "latents", data, views, seed, encode)
-        write_json(meta, key)
-    return np.load(path, mmap_mode="r"), symmetries(len(data), views, seed)
+    latents = kept(folder, data, {"latents": encode}, {"latent_space": autoencoder.name}, seed)["latents"]
+    return latents, symmetries(len(data), len(latents), seed)

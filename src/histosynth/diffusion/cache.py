@@ -6,17 +6,15 @@ those of the upright tile: a condition says what tissue there is, not which way 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from histosynth.autoencoder.cache import fill, views_of
-from histosynth.core.files import read_json, write_json
+from histosynth.autoencoder.cache import kept
 from histosynth.core.precision import autocast
 from histosynth.core.types import Encoder
 from histosynth.diffusion.backbone import Backbone
@@ -85,30 +83,15 @@ def open_cache(
         maps: what makes feature maps, kept beside the latents.
         views: symmetries a tile; by default as many as keep the cache small.
     """
-    views = views or views_of(len(data))
-    key = {
-        "tiles": hashlib.sha256("\n".join([str(data.images.shape), data.digest(), *data.ids]).encode()).hexdigest(),
-        "latent_space": backbone.latent_space,
-        "views": views,
-        "seed": config.seed,
-        "maps": maps.name if maps else "",
-    }
-    names = ["latents", *(["maps"] if maps else [])]
-    paths = {name: folder / f"{name}.npy" for name in names}
-    meta = folder / "cache.json"
-    if not (meta.exists() and all(p.exists() for p in paths.values()) and read_json(meta) == key):
-        meta.unlink(missing_ok=True)
 
-        def encode(images: Tensor) -> Tensor:
-            with torch.no_grad(), autocast(device, config.precision):
-                return backbone.encode(images.to(device)).cpu()
+    def encode(images: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(device, config.precision):
+            return backbone.encode(images.to(device)).cpu()
 
-        fill(paths["latents"], "latents", data, views, config.seed, encode)
-        if maps:
-            fill(paths["maps"], "feature maps", data, views, config.seed, maps.mapper)
-        write_json(meta, key)
-    arrays: dict[str, Any] = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
-    return Cache(arrays["latents"], embeddings, arrays.get("maps"))
+    makers = {"latents": encode} | ({"feature maps": maps.mapper} if maps else {})
+    key = {"latent_space": backbone.latent_space, "maps": maps.name if maps else ""}
+    found = kept(folder, data, makers, key, config.seed, views)
+    return Cache(found["latents"], embeddings, found.get("feature maps"))
 
 
 def encoder_key(encoder: Encoder) -> str:

@@ -96,7 +96,7 @@ class DiffusionConfig:
     bank: int = 256
     """Training embeddings kept a class, from which generation draws its conditions."""
     width: int = 0
-    """Channels of the denoiser (a start brings its own); 0: 64 of a U-Net, 256 of a transformer."""
+    """Channels of the denoiser (a start brings its own); 0: 64 of a U-Net, 192 of a transformer."""
     layers: int = 0
     """Blocks of the denoiser, a resolution of a U-Net (a start brings its own); 0: 1 of a U-Net, 6 of a transformer."""
     heads: int = 4

@@ -20,7 +20,7 @@ from histosynth.core.errors import SettingError
 class TransformerShape:
     """What fixes the names and shapes of a denoiser's weights."""
 
-    width: int = 256
+    width: int = 192
     """Channels of a token."""
     layers: int = 6
     """Blocks of self-attention, cross-attention and feed-forward."""
