@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from histosynth.autoencoder.network import Autoencoder, load_autoencoder
-from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, train_autoencoder
+from histosynth.autoencoder.refine import refine_decoder
+from histosynth.autoencoder.train import AutoencoderConfig, train_autoencoder
 from histosynth.core.checkpoint import load_checkpoint, read_card
 from histosynth.core.errors import CheckpointError, DataError, SettingError
 from histosynth.gan import step as stepping

@@ -25,7 +25,7 @@ from histosynth.autoencoder.network import (
     to_signed,
 )
 from histosynth.core.assets import asset_path
-from histosynth.core.checkpoint import learned_before, load_state, read_card, save_state
+from histosynth.core.checkpoint import learned_before, load_state, save_state
 from histosynth.core.device import pick_device
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.precision import Precision, autocast
@@ -34,10 +34,6 @@ from histosynth.core.run import Run, plain
 from histosynth.core.seeds import derive, numpy_rng, torch_generator
 from histosynth.core.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
 from histosynth.tiles.batches import TileArray, batch_at
-
-_REFINED = Path("checkpoints") / "refined.safetensors"
-_PRIOR_TILES = 20
-"""Tiles that the statistics of the start are worth, beside those of the tiles at hand."""
 
 
 @dataclass(frozen=True)
@@ -234,55 +230,6 @@ def train_autoencoder(
         return path
 
 
-def refine_decoder(
-    data: TileArray,
-    start: Autoencoder,
-    folder: Path | str,
-    *,
-    steps: int,
-    seconds: float | None = None,
-    schedule: Schedule = "steps",
-    precision: Precision = "auto",
-    seed: int = 0,
-    save_every: int = 250,
-    device: str = "auto",
-) -> Autoencoder:
-    """An autoencoder with the same latents whose decoder has learnt the texture of these tiles.
-
-    A decoder that has seen other tissue blurs what it does not know. The encoder stays as it is; shift and scale become
-    those of these tiles, so that networks of other tissue meet latents of the mean and spread that they know (few tiles
-    move them little). The run in `folder` goes on where it stopped, and is only read when it is done: several
-    processes may call this after the first one has. Torch's global generators stay as they were.
-
-    Raises:
-        as `train_autoencoder`.
-    """
-    final = Path(folder) / _REFINED
-    with torch.random.fork_rng():
-        if not final.exists():
-            config = AutoencoderConfig(
-                size=data.size, steps=max(1, steps), part="decoder", init="start", lr=5e-4, adversarial_from=0.1,
-                batch=max(1, min(16, 16 * 128**2 // data.size**2)), warmup=min(100, max(1, steps // 10)),
-                colour_jitter=False, held_out=0.0, save_every=max(1, min(save_every, steps // 4)),
-                seed=seed, seconds=seconds, schedule=schedule, precision=precision,
-            )  # fmt: skip
-            network, card = load_autoencoder(train_autoencoder(data, config, folder, device=device, start=start))
-            mean, variance, tiles = _latent_statistics(network, data, torch.device("cpu"), seed)
-            share = tiles / (tiles + _PRIOR_TILES)
-            network.shift.copy_(torch.lerp(network.shift, mean, share))
-            before = network.scale.square().reciprocal()
-            network.scale.copy_(torch.lerp(before, variance, share).clamp_min(1e-8).rsqrt())
-            save_autoencoder(final, network, card)
-        return load_autoencoder(final)[0]
-
-
-def refinement(folder: Path | str) -> dict[str, Any]:
-    """What the card of a refined decoder says: {"steps", "seconds", "stopped_by_clock"}; empty where there is none."""
-    final = Path(folder) / _REFINED
-    card = read_card(final) if final.exists() else {}
-    return {name: card[name] for name in ("steps", "seconds", "stopped_by_clock") if name in card}
-
-
 def shrunk_and_turned(code: Tensor, images: Tensor, config: AutoencoderConfig, step: int) -> tuple[Tensor, Tensor]:
     """Latents [N, C, h, w] and images [N, 3, H, W], in some steps both shrunk and turned alike.
 
@@ -376,13 +323,13 @@ def split_apart(data: TileArray, config: AutoencoderConfig) -> tuple[TileArray, 
 
 def _normalise_latents(model: Autoencoder, data: TileArray, where: torch.device, config: AutoencoderConfig) -> None:
     """Set shift and scale so that each channel of the latents has mean 0 and deviation 1."""
-    mean, variance, _ = _latent_statistics(model, data, where, config.seed)
+    mean, variance, _ = latent_statistics(model, data, where, config.seed)
     model.shift.copy_(mean)
     model.scale.copy_(1 / variance.sqrt().clamp_min(1e-4))
 
 
 @torch.no_grad()
-def _latent_statistics(
+def latent_statistics(
     model: Autoencoder, data: TileArray, where: torch.device, seed: int
 ) -> tuple[Tensor, Tensor, int]:
     """Mean and variance of the channels of unscaled latents, [C, 1, 1] each, and of how many tiles they are."""

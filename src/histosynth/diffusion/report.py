@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from histosynth.autoencoder.cache import chunk_of
 from histosynth.autoencoder.network import to_uint8
-from histosynth.autoencoder.train import refinement
+from histosynth.autoencoder.refine import refinement
 from histosynth.core.checkpoint import learned_before
 from histosynth.core.precision import autocast
 from histosynth.core.run import plain

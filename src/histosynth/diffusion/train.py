@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from histosynth.autoencoder.train import AutoencoderConfig, refine_decoder, refinement, train_autoencoder
+from histosynth.autoencoder.refine import refine_decoder, refinement
+from histosynth.autoencoder.train import AutoencoderConfig, train_autoencoder
 from histosynth.core.checkpoint import load_state, save_state
 from histosynth.core.precision import autocast, half_type, loss_scaler
 from histosynth.core.progress import bar, say

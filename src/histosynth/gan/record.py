@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from histosynth.autoencoder.cache import latents_of
-from histosynth.autoencoder.train import refine_decoder, refinement
+from histosynth.autoencoder.refine import refine_decoder, refinement
 from histosynth.core.checkpoint import learned_before, load_state, read_card, save_state
 from histosynth.core.errors import RunError
 from histosynth.core.precision import Precision
