@@ -12,10 +12,9 @@ from histosynth.autoencoder import train as training
 from histosynth.autoencoder.cache import latents_of, symmetries, views_of
 from histosynth.autoencoder.critic import PatchCritic, adversarial_term, critic_loss
 from histosynth.autoencoder.network import Autoencoder, AutoencoderShape, load_autoencoder
-from histosynth.autoencoder.refine import refine_decoder
+from histosynth.autoencoder.refine import refine_decoder, refinement
 from histosynth.autoencoder.train import (
     AutoencoderConfig,
-    refinement,
     shrunk_and_turned,
     train_autoencoder,
 )
