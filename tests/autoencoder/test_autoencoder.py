@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from histosynth.autoencoder import refine as refining
 from histosynth.autoencoder import train as training
 from histosynth.autoencoder.cache import latents_of, symmetries, views_of
 from histosynth.autoencoder.critic import PatchCritic, adversarial_term, critic_loss
@@ -130,13 +131,13 @@ def test_a_short_refinement_keeps_states_has_full_rates_and_sees_every_tile(
     start: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[AutoencoderConfig] = []
-    real = training.train_autoencoder
+    real = refining.train_autoencoder
 
     def noted(data: TileArray, config: AutoencoderConfig, folder: Path, **options: object) -> Path:
         asked.append(config)
         return real(data, config, folder, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "train_autoencoder", noted)
+    monkeypatch.setattr(refining, "train_autoencoder", noted)
     refine_decoder(tiles(40), start, tmp_path / "run", steps=20, device="cpu")
     (config,) = asked
     assert config.warmup == 2 and config.save_every == 5 and config.held_out == 0.0
