@@ -11,14 +11,23 @@ from peft import PeftModel
 
 from histosynth.core.checkpoint import load_checkpoint, read_card, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
-from histosynth.diffusion.lora import LoraShape, attach_lora, block_numbers, describe_lora, lora_tensors, merge, unmerge
+from histosynth.diffusion.lora import (
+    LoraShape,
+    attach_lora,
+    block_numbers,
+    describe_lora,
+    lora_tensors,
+    merge,
+    merged,
+    unmerge,
+)
 from histosynth.diffusion.model import load_model
 from histosynth.diffusion.sample import DiffusionGenerator
 from histosynth.diffusion.share import apply_lora, blend, save_peft
-from histosynth.diffusion.train import train_diffusion
+from histosynth.diffusion.train import DiffusionConfig, train_diffusion
 from histosynth.diffusion.transformer import TransformerShape, build_transformer, denoise
 from histosynth.tiles.batches import TileArray
-from tests.diffusion.helpers import ColourMeans, make_tiles, tuning
+from tests.diffusion.helpers import TINY, ColourMeans, make_tiles, tuning
 from tests.diffusion.pixcell_folder import write_folder
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -241,3 +250,49 @@ def test_a_share_file_of_the_first_version_still_opens(tuned_path: Path, base_pa
         DiffusionGenerator(apply_lora(p, base_path), CPU, "fp32") for p in (old, tuned_path.parent / old.name)
     )
     assert torch.equal(one.latents([0, 2], [1, 2], steps=2), other.latents([0, 2], [1, 2], steps=2))
+
+
+def test_unet_changes_of_other_layers_and_blocks_add_up(
+    tiles: TileArray, encoder: ColourMeans, unet_path: Path, tmp_path: Path
+) -> None:
+    """A layer that one of the files lacks stays as it is there, convolutions too."""
+    shares, networks = [], []
+    for name, changes in (("a", {"lora_targets": ("conv1", "attn2.to_q")}), ("b", {"lora_blocks": "1-2"})):
+        config = tuning(unet_path, steps=3, lr_lora=0.05, **changes)
+        path = train_diffusion(tiles, config, tmp_path / name, device="cpu", encoder=encoder)
+        shares.append(path.with_name("lora.safetensors"))
+        networks.append(merged(apply_lora(shares[-1]).transformer).state_dict())
+    base = load_model(unet_path).transformer.state_dict()
+    both = merged(blend(shares, [0.5, 2.0]).transformer).state_dict()
+    for name, value in base.items():
+        expected = value + 0.5 * (networks[0][name] - value) + 2.0 * (networks[1][name] - value)
+        torch.testing.assert_close(both[name], expected, atol=1e-5, rtol=1e-4)
+    assert (both["blocks.1.conv1.weight"] - base["blocks.1.conv1.weight"]).abs().max() > 1e-3
+
+
+def test_an_adapter_does_not_go_onto_another_architecture(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, autoencoder_path: Path, tmp_path: Path
+) -> None:
+    """The conditioner would fit: both have contexts of 24 channels."""
+    paths = []
+    for name, changes in (("unet", {"width": 8, "layers": 1}), ("transformer", {"width": 24})):
+        config = DiffusionConfig(**TINY | changes | {"steps": 1, "backbone": name}, init="none",
+                                 autoencoder=str(autoencoder_path))  # fmt: skip
+        paths.append(train_diffusion(tiles, config, tmp_path / name, device="cpu", encoder=encoder))
+    config = tuning(paths[1], steps=1, finetune="adapter")
+    share = train_diffusion(tiles, config, tmp_path / "share", device="cpu", encoder=encoder)
+    share = share.with_name("lora.safetensors")
+    assert isinstance(apply_lora(share).transformer, torch.nn.Module)
+    with pytest.raises(CheckpointError, match="trained on a transformer"):
+        apply_lora(share, paths[0])
+    with pytest.raises(SettingError, match="backbone is 'transformer', but the start"):
+        train_diffusion(tiles, tuning(paths[0], backbone="transformer"), tmp_path / "x", device="cpu", encoder=encoder)
+
+
+@pytest.mark.parametrize("network", [{"heads": 2.0}, {"heads": True}, {"layers": 300}, {"tokens": 0}])
+def test_shapes_that_no_unet_has_are_refused(network: dict[str, object], unet_path: Path, tmp_path: Path) -> None:
+    tensors, card = load_checkpoint(unet_path)
+    card = json.loads(json.dumps(card))
+    card["network"] |= network
+    with pytest.raises(CheckpointError, match=next(iter(network))):
+        load_model(save_checkpoint(tmp_path / "odd.safetensors", tensors, card))

@@ -78,7 +78,7 @@ def kept(
 
     Returns:
         float16 [V, N, ...] each, memory maps; entry (v, i) is tile i in its v-th symmetry (see `symmetries`).
-    """  # fmt: skip
+    """
     views = views or views_of(len(data))
     names = "\n".join([str(data.images.shape), data.digest(), *data.ids])
     whole = dict(key) | {"tiles": hashlib.sha256(names.encode()).hexdigest(), "views": views, "seed": seed}

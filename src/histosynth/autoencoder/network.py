@@ -142,7 +142,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def check_size(size: int, patch: int = 1) -> None:
-    """Refuse tiles whose edge does not divide into latents (and the transformer's patches).
+    """Refuse tiles whose edge does not divide into latents (and those into a network's patches).
 
     Raises:
         SettingError: the size is no positive multiple of 4 * patch.

@@ -134,6 +134,10 @@ def unpack(
         averages.values[name].copy_(state["averages"][name])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": {int(k): v for k, v in state["moments"].items()}, "param_groups": groups})
+    for weight, moments in optimizer.state.items():  # in the layout of the weights, or every step is slower
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(moment)
     clock.spent = state["seconds"]
     return int(state["step"])
 

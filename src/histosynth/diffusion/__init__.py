@@ -1,1 +1,1 @@
-"""Latent diffusion: a small autoencoder, a transformer told what to draw by an encoder and a class, LoRA."""
+"""Latent diffusion: a small autoencoder, a denoiser told what to draw by an encoder and a class, LoRA."""

@@ -58,7 +58,9 @@ class Alignment:
             )
         backbone = model.backbone
         if not isinstance(backbone, Compact) or not isinstance(backbone.shape, TransformerShape):
-            raise SettingError(f"align is {config.align}.", "It is for the compact transformer: backbone=transformer.")
+            raise SettingError(
+                f"align is {config.align}.", "Start from a transformer, or set init=none and backbone=transformer."
+            )
         grid = backbone.latent[1] // backbone.shape.patch
 
         @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from histosynth.autoencoder.network import FACTOR, Autoencoder, AutoencoderShape
+from histosynth.autoencoder.network import FACTOR, Autoencoder
 from histosynth.diffusion.convolutional import UNetDenoiser, UNetShape
 from histosynth.diffusion.noise import Process
 from histosynth.diffusion.transformer import TransformerShape, build_transformer, denoise
@@ -136,10 +136,15 @@ class Compact:
         }
 
 
-def check_shape(card: dict[str, Any]) -> tuple[NetworkShape, AutoencoderShape]:
-    """The two shapes in the card of a compact checkpoint.
+def architecture_in(card: dict[str, Any]) -> str:
+    """The architecture of a compact denoiser by its card; the first ones were transformers and did not say so."""
+    return str(card.get("architecture", "transformer"))
+
+
+def shape_in(card: dict[str, Any]) -> NetworkShape:
+    """The shape of the denoiser in the card of a compact checkpoint.
 
     Raises:
-        KeyError: an architecture that this version does not know.
+        KeyError, TypeError: an architecture or a setting that this version does not know.
     """
-    return SHAPES[card.get("architecture", "transformer")](**card["network"]), AutoencoderShape(**card["autoencoder"])
+    return SHAPES[architecture_in(card)](**card["network"])

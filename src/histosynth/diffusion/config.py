@@ -88,7 +88,7 @@ class DiffusionConfig:
     levels: Levels = "uniform"
     """How noise levels are drawn: "uniform", or "logit-normal" (more of the middle ones)."""
     align: float = 0.0
-    """Weight of the alignment of the denoiser's middle tokens with the encoder's feature maps; 0 is none."""
+    """Of a transformer: weight of the alignment of its middle tokens with the encoder's feature maps; 0 is none."""
     clip: float = 1.0
     """Largest gradient norm."""
     ema: float = 0.999

@@ -230,12 +230,12 @@ class FastUNet:
         self.network = copy.deepcopy(network).requires_grad_(False).eval().to(self.kind)
 
     @torch.inference_mode()
-    def tell(self, context: Tensor, levels: Tensor) -> FastTold:
+    def tell(self, context: Tensor, levels: Tensor) -> ToldUNet:
         """Context [N, T, width] and the levels [S] of all steps -> the prediction as a function of x and the step."""
-        return FastTold(self, self.network.tell(levels.flatten()[:, None], context.to(self.kind)))
+        return ToldUNet(self, self.network.tell(levels.flatten()[:, None], context.to(self.kind)))
 
 
-class FastTold:
+class ToldUNet:
     """A `FastUNet` that was told a context and the levels of the steps."""
 
     def __init__(self, fast: FastUNet, told: list[tuple[Tensor, Any]]) -> None:

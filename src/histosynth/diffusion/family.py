@@ -50,5 +50,5 @@ def load(path: Path, device: str) -> Generator:
 
 
 FAMILY = GeneratorFamily(
-    name="diffusion", title="Diffusion", train=train, load=load, steps_per_second=2.0, tiles_per_second=5.0
+    name="diffusion", title="Diffusion", train=train, load=load, steps_per_second=1.7, tiles_per_second=4.0
 )

@@ -69,13 +69,15 @@ def block_numbers(blocks: str, count: int) -> list[int]:
 
 
 def find_targets(model: nn.Module, targets: Sequence[str], blocks: str = "all") -> dict[str, list[str]]:
-    """The linear and convolutional layers that each target (a dotted suffix) matches within the chosen blocks.
+    """The layers that each target (a dotted suffix) matches within the chosen blocks: linear ones, and convolutions of
+    the compact U-Net.
 
     Raises:
         SettingError: a target that matches none (peft complains only when all miss, and would train less
             than was asked for), or blocks that the denoiser does not have.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    kinds = (nn.Linear, nn.Conv2d) if isinstance(model, UNetDenoiser) else (nn.Linear,)
+    linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     order = list(dict.fromkeys(m[0] for name in linear if (m := _BLOCK.match(name))))
     chosen = {order[k] for k in block_numbers(blocks, len(order))}
     if blocks != "all":

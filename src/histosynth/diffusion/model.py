@@ -17,13 +17,14 @@ from histosynth.core.assets import asset_path
 from histosynth.core.checkpoint import load_checkpoint, require_kind, save_checkpoint
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.diffusion.adapter import Conditioner
-from histosynth.diffusion.backbone import Backbone, Compact, NetworkShape, check_shape
+from histosynth.diffusion.backbone import Backbone, Compact, NetworkShape, shape_in
 from histosynth.diffusion.lora import LoraShape, attach_lora, load_lora_tensors, lora_shape, lora_tensors, merged
 from histosynth.diffusion.noise import Process
 
 BASE = "diffusion-base-64.safetensors"
 _PARTS = ("transformer.", "conditioner.", "autoencoder.", "bank.", "lora.", "decoder.")
-_LARGEST = 65_536  # no number of a network's shape is larger; a card that says so is damaged or hostile
+# no number of a network's shape is larger; a card that says so is damaged or hostile
+_LARGEST, _DEEPEST = 65_536, 256
 
 
 @dataclass
@@ -221,10 +222,10 @@ def check_card(card: dict[str, Any]) -> None:
     Raises:
         ValueError, KeyError: says what is wrong.
     """
-    numbers = [card["size"], card["encoder"]["dim"], *card.get("network", {}).values()]
-    for value in [*numbers, *card.get("autoencoder", {}).values()]:
-        if isinstance(value, (int, float)) and not 0 < value <= _LARGEST:
-            raise ValueError(f"a size of {value}")
+    shapes = [*card.get("network", {}).items(), *card.get("autoencoder", {}).items()]
+    for name, value in [("size", card["size"]), ("dim", card["encoder"]["dim"]), *shapes]:
+        if type(value) is not int or not 0 < value <= (_DEEPEST if name in ("layers", "blocks") else _LARGEST):
+            raise ValueError(f"{name} {value!r}")
     if not card["classes"] or not all(isinstance(name, str) for name in card["classes"]):
         raise ValueError(f"the classes {card['classes']!r}")
 
@@ -249,14 +250,14 @@ def _own_backbone(
     part: dict[str, dict[str, Tensor]], card: dict[str, Any], autoencoder: Autoencoder | None, path: Path
 ) -> Backbone:
     if card.get("backbone", "compact") != "compact":
-        raise ValueError(f"the backbone {card['backbone']!r} without a source")
+        raise ValueError(f"it holds a {card['backbone']!r} of its own, which this version does not have")
     if part["autoencoder."]:
         autoencoder = restore_autoencoder(part["autoencoder."], card["autoencoder"], card["latent_space"], path)
     elif autoencoder is None:
         autoencoder = load_autoencoder(asset_path(AUTOENCODER))[0]
     _same_latents(autoencoder.name, card, path)
     process = Process(**card.get("process", {}))
-    backbone = Compact.new(check_shape(card)[0], autoencoder, card["size"], process)
+    backbone = Compact.new(shape_in(card), autoencoder, card["size"], process)
     backbone.network.load_state_dict(part["transformer."])
     return backbone
 

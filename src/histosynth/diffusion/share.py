@@ -17,6 +17,7 @@ from histosynth.core.checkpoint import load_checkpoint, require_kind, save_check
 from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.files import atomic_path, ensure_folder, write_json
 from histosynth.diffusion.adapter import CLASS_WISE
+from histosynth.diffusion.backbone import Backbone, architecture_in, shape_in
 from histosynth.diffusion.lora import ATTENTION, LoraShape, lora_shape, lora_tensors
 from histosynth.diffusion.model import LatentDiffusion, check_card, describe, load_model, restore, split_parts
 from histosynth.diffusion.start import open_backbone, resized
@@ -88,6 +89,7 @@ def apply_lora(
         else:
             start = load_model(base or card["config"]["init"])
             backbone = resized(start.backbone, card["size"])
+            _require_network(card, backbone)
         part = split_parts(tensors)
         if part["decoder."] and isinstance(backbone.autoencoder, Autoencoder):
             backbone.autoencoder.load_state_dict(backbone.autoencoder.state_dict() | part["decoder."])
@@ -132,9 +134,10 @@ def blend(
     first = models[0]
     for path, model in zip(paths[1:], models[1:], strict=True):
         same = replace(model.conditioner.shape, classes=0) == replace(first.conditioner.shape, classes=0)
+        same = same and model.backbone.card() == first.backbone.card()
         if not same or model.encoder != first.encoder or model.size != first.size:
             raise CheckpointError(
-                f"{path} cannot be blended with {paths[0]}: another encoder, size or way of telling the class.",
+                f"{path} cannot be blended with {paths[0]}: another base, encoder, size or way of telling the class.",
                 "Blend models that were trained alike.",
             )
     classes = tuple(dict.fromkeys(name for model in models for name in model.classes))
@@ -161,6 +164,13 @@ def blend(
     return restore(backbone, part, card)
 
 
+def _require_network(card: dict[str, Any], backbone: Backbone) -> None:
+    """An adapter alone would fit other networks too, which it has never met."""
+    own = backbone.card()
+    if "network" in card and (shape_in(card) != shape_in(own)):
+        raise ValueError(f"it was trained on a {architecture_in(card)} of another shape")
+
+
 def _added(networks: Sequence[tuple[Any, float]]) -> tuple[LoraShape | None, dict[str, Tensor]]:
     """One LoRA that does what several do together: A stacked, B side by side with its weight and scale."""
     tuned = [(n, w) for n, w in networks if isinstance(n, PeftModel)]
@@ -177,8 +187,8 @@ def _added(networks: Sequence[tuple[Any, float]]) -> tuple[LoraShape | None, dic
         a, b = [], []
         for (_, weight), shape, state in zip(tuned, shapes, states, strict=True):
             scale = weight * shape.alpha / shape.rank
-            a.append(state.get(name, like_a.new_zeros(shape.rank, like_a.shape[1])))
-            b.append(scale * state.get(other, like_b.new_zeros(like_b.shape[0], shape.rank)))
+            a.append(state.get(name, like_a.new_zeros(shape.rank, *like_a.shape[1:])))
+            b.append(scale * state.get(other, like_b.new_zeros(like_b.shape[0], shape.rank, *like_b.shape[2:])))
         found[name], found[other] = torch.cat(a, dim=0), torch.cat(b, dim=1)
     if len({(s.targets, s.blocks) for s in shapes}) == 1:
         targets, blocks = shapes[0].targets, shapes[0].blocks

@@ -17,7 +17,7 @@ from histosynth.core.errors import CheckpointError, SettingError
 from histosynth.core.seeds import derive
 from histosynth.core.types import EncoderCard
 from histosynth.diffusion.adapter import carry_over
-from histosynth.diffusion.backbone import SHAPES, Backbone, Compact
+from histosynth.diffusion.backbone import SHAPES, Backbone, Compact, architecture_in
 from histosynth.diffusion.config import DiffusionConfig
 from histosynth.diffusion.lora import LoraShape, attach_lora, lora_shape, lora_targets
 from histosynth.diffusion.model import LatentDiffusion, load_model, with_conditioner
@@ -185,6 +185,11 @@ def _from_checkpoint(
                 f"{name} is {getattr(config, name)}, but the start {config.init!r} has {own}.",
                 f"Leave {name} out, or set init=none.",
             )
+    if config.backbone == "transformer" and architecture_in(start.backbone.card()) != config.backbone:
+        raise SettingError(
+            f"backbone is 'transformer', but the start {config.init!r} is a U-Net.",
+            "Leave backbone out, or set init=none.",
+        )
     shape = start.conditioner.shape
     if config.class_join not in ("auto", shape.join):
         raise SettingError(

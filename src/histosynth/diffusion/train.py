@@ -1,6 +1,6 @@
 """Train a latent diffusion model: from nothing, or by adapting a base with an adapter and LoRA.
 
-One recipe for the compact model of this project, for PixCell and for a U-Net; see `Backbone`.
+One recipe for the compact networks of this project, for PixCell and for Stable Diffusion's U-Net; see `Backbone`.
 """
 
 from __future__ import annotations

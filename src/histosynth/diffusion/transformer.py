@@ -1,4 +1,4 @@
-"""The denoiser: diffusers' PixArt transformer (Chen et al. 2023), small, and told its condition twice.
+"""A compact denoiser: diffusers' PixArt transformer (Chen et al. 2023), small, and told its condition twice.
 
 PixArt hears its condition by cross-attention alone. A network of a few million weights learns faster
 when the mean of the context also shifts the time embedding, as in DiT (Peebles and Xie 2023).

@@ -15,14 +15,17 @@ from histosynth.gan.augmentation.pipe import ANY_CHANNELS, find_pipe
 from histosynth.gan.shape import Shape
 
 _LATENTS = astuple(AutoencoderShape())
+_WIDTHS, _WIDEST = ("channel_base", "channel_max", "d_channel_base", "d_channel_max"), 2**20
 
 
-def starts_on_latents(init: str) -> bool | None:
-    """Whether the networks of a start (`GanConfig.init`) work on latents; none where there are none to ask."""
+def shape_of_start(init: str) -> dict[str, Any]:
+    """The shape in the card of the checkpoint that `GanConfig.init` names; empty where it names none, or the shipped
+    one."""
     path = Path(init)
     if init in ("base", "none") or not (path.is_file() and path.suffix == ".safetensors"):
-        return init == "base" or None
-    return bool(read_card(path).get("shape", {}).get("autoencoder"))
+        return {}
+    shape = read_card(path).get("shape", {})
+    return shape if isinstance(shape, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,18 @@ class GanConfig:
     start: Literal["constant", "code"] = "code"
     """What the generator begins with at 4 px: a constant (StyleGAN2), or that plus a linear map of the style code, with
     which tiles differ in layout much earlier."""
-    channel_base: int = 2048
-    """Feature channels at r pixels are channel_base / r, at most channel_max."""
-    channel_max: int = 128
-    """Most feature channels anywhere."""
+    channel_base: int | None = None
+    """Feature channels at r pixels (latents) are channel_base / r, at most channel_max; none: as the start, otherwise
+    2048, on latents 1024."""
+    channel_max: int | None = None
+    """Most feature channels anywhere; none: as the start, otherwise 128, on latents 64, with which an hour shows almost
+    three times as many tiles."""
     channel_min: int = 1
     """Fewest feature channels anywhere."""
     d_channel_base: int = 0
-    """channel_base of the discriminator; 0: as the generator."""
+    """channel_base of the discriminator; 0: as the start, otherwise as the generator."""
     d_channel_max: int = 0
-    """channel_max of the discriminator; 0: as the generator."""
+    """channel_max of the discriminator; 0: as the start, otherwise as the generator."""
     z_dim: int = 256
     """Length of the random code z."""
     w_dim: int = 256
@@ -327,18 +332,25 @@ class GanConfig:
 
     def _settle(self) -> None:
         """Put what auto stands for in its place."""
-        latents = self.space == "latents"
+        latents, start = self.space == "latents", shape_of_start(self.init)
         if self.space == "auto":
-            start = starts_on_latents(self.init)
-            least = 64 if start is None else 32
-            latents = start is not False and self.size >= least and self.architecture == "stylegan2"
+            on_latents = bool(start.get("autoencoder")) if start else self.init == "base" or None
+            least = 64 if on_latents is None else 32
+            latents = on_latents is not False and self.size >= least and self.architecture == "stylegan2"
             latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
+        for name in _WIDTHS:
+            own = start.get(name)
+            if not getattr(self, name) and type(own) is int and 0 < own <= _WIDEST:
+                object.__setattr__(self, name, own)
         if self.noise is None:
             object.__setattr__(self, "noise", latents)
-        for name, on_latents, on_pixels in (("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue")):
-            if getattr(self, name) == "auto":
-                object.__setattr__(self, name, on_latents if latents else on_pixels)
+        for name, of_latents, of_pixels in (
+            ("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue"), ("channel_base", 1024, 2048),
+            ("channel_max", 64, 128),
+        ):  # fmt: skip
+            if getattr(self, name) in ("auto", None):
+                object.__setattr__(self, name, of_latents if latents else of_pixels)
 
     def _of_pixels(self) -> list[str]:
         """Settings in use that need pixels."""
