@@ -37,8 +37,8 @@ class DiffusionConfig:
     vae: str = ""
     """With a start from such a folder: the folder or id of its autoencoder, if that lies elsewhere."""
     backbone: Literal["unet", "transformer"] = "unet"
-    """With init=none: a small convolutional U-Net, which learns several times faster in a laptop's training, or a small
-    PixArt transformer."""
+    """With init=none: a small convolutional U-Net, which needs fewer steps in a laptop's training, or a small PixArt
+    transformer."""
     autoencoder: str = "base"
     """With init=none: "base", "train" (on these tiles, first) or a path. Otherwise the start's own is used."""
     autoencoder_steps: int = 2000
