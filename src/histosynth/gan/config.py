@@ -148,7 +148,7 @@ class GanConfig:
     label_fake: float = 0.0
     """bce: label of fake tiles."""
     r1_gamma: float | None = None
-    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, 0.3 on latents; 0: no penalty."""
+    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, 0.01 on latents; 0: no penalty."""
     r1_every: int = 16
     """Steps from one gradient penalty to the next."""
     r1_lazy: bool = True
