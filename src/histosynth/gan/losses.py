@@ -56,8 +56,8 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
 
 
 LATENT_R1_GAMMA = 0.01
-"""Weight of R1 on latents of unit deviation, of the order that `default_r1_gamma` gives their edge. With thirty times as
-much the discriminator is too weak to see that the tiles of a class share one layout."""
+"""Weight of R1 on latents of unit deviation, of the order that `default_r1_gamma` gives their edge. With thirty times
+as much the discriminator is too weak to see that the tiles of a class share one layout."""
 
 
 def default_r1_gamma(size: int, batch: int) -> float:
