@@ -15,7 +15,8 @@ from histosynth.gan.augmentation.pipe import ANY_CHANNELS, find_pipe
 from histosynth.gan.shape import Shape
 
 _LATENTS = astuple(AutoencoderShape())
-_WIDTHS, _WIDEST = ("channel_base", "channel_max", "d_channel_base", "d_channel_max"), 2**20
+_WIDTHS = {"channel_base": 2048, "channel_max": 128, "d_channel_base": 0, "d_channel_max": 0}
+_WIDEST = 2**20
 
 
 def shape_of_start(init: str) -> dict[str, Any]:
@@ -86,10 +87,9 @@ class GanConfig:
     which tiles differ in layout much earlier."""
     channel_base: int | None = None
     """Feature channels at r pixels (latents) are channel_base / r, at most channel_max; none: as the start, otherwise
-    2048, on latents 1024."""
+    2048."""
     channel_max: int | None = None
-    """Most feature channels anywhere; none: as the start, otherwise 128, on latents 64, with which an hour shows almost
-    three times as many tiles."""
+    """Most feature channels anywhere; none: as the start, otherwise 128."""
     channel_min: int = 1
     """Fewest feature channels anywhere."""
     d_channel_base: int = 0
@@ -148,7 +148,7 @@ class GanConfig:
     label_fake: float = 0.0
     """bce: label of fake tiles."""
     r1_gamma: float | None = None
-    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, 0.01 on latents; 0: no penalty."""
+    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, 0.3 on latents; 0: no penalty."""
     r1_every: int = 16
     """Steps from one gradient penalty to the next."""
     r1_lazy: bool = True
@@ -334,23 +334,21 @@ class GanConfig:
         """Put what auto stands for in its place."""
         latents, start = self.space == "latents", shape_of_start(self.init)
         if self.space == "auto":
-            on_latents = bool(start.get("autoencoder")) if start else self.init == "base" or None
-            least = 64 if on_latents is None else 32
-            latents = on_latents is not False and self.size >= least and self.architecture == "stylegan2"
+            of_latents = bool(start.get("autoencoder")) if start else self.init == "base" or None
+            least = 64 if of_latents is None else 32
+            latents = of_latents is not False and self.size >= least and self.architecture == "stylegan2"
             latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
-        for name in _WIDTHS:
+        for name, usual in _WIDTHS.items():
             own = start.get(name)
-            if not getattr(self, name) and type(own) is int and 0 < own <= _WIDEST:
-                object.__setattr__(self, name, own)
+            fits = type(own) is int and 0 < own <= _WIDEST
+            if not getattr(self, name):
+                object.__setattr__(self, name, own if fits else usual)
         if self.noise is None:
             object.__setattr__(self, "noise", latents)
-        for name, of_latents, of_pixels in (
-            ("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue"), ("channel_base", 1024, 2048),
-            ("channel_max", 64, 128),
-        ):  # fmt: skip
-            if getattr(self, name) in ("auto", None):
-                object.__setattr__(self, name, of_latents if latents else of_pixels)
+        for name, on_latents, on_pixels in (("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue")):
+            if getattr(self, name) == "auto":
+                object.__setattr__(self, name, on_latents if latents else on_pixels)
 
     def _of_pixels(self) -> list[str]:
         """Settings in use that need pixels."""
