@@ -342,7 +342,7 @@ class GanConfig:
         for name, usual in _WIDTHS.items():
             own = start.get(name)
             fits = type(own) is int and 0 < own <= _WIDEST
-            if not getattr(self, name):
+            if getattr(self, name) == (0 if name.startswith("d_") else None):
                 object.__setattr__(self, name, own if fits else usual)
         if self.noise is None:
             object.__setattr__(self, "noise", latents)
