@@ -95,13 +95,13 @@ def test_latents_and_images_are_shrunk_and_turned_alike() -> None:
 def test_a_refined_decoder_keeps_the_latents_and_learns_the_texture(start: Autoencoder, tmp_path: Path) -> None:
     fine = tiles(24, seed=1, fine=True)
     images = torch.from_numpy(np.array(fine.images))
-    refined = refine_decoder(fine, start, tmp_path / "run", steps=120, device="cpu")
+    refined = refine_decoder(fine, start, tmp_path / "run", steps=400, device="cpu")
     assert refined.name == start.name
     with torch.no_grad():
         truth = images.float() / 127.5 - 1
         assert torch.equal(start.posterior(truth)[0], refined.posterior(truth)[0])
         before, after = ((network.decode(network.encode(images)) - truth).abs().mean() for network in (start, refined))
-    assert after < 0.8 * before
+    assert after < 0.7 * before
 
 
 def test_a_refined_autoencoder_has_the_mean_and_spread_of_its_tiles(start: Autoencoder, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from histosynth.core.progress import duration
 from histosynth.core.registry import Registry
 from histosynth.core.run import Run, is_finished
 from histosynth.core.seeds import derive, numpy_rng, torch_generator
+from histosynth.core.training import moments_of, restore_moments
 
 
 def test_seeds_are_stable_and_distinct():
@@ -212,3 +213,27 @@ def test_a_checkpoint_tells_what_it_and_its_ancestors_learned_from(tmp_path):
     assert learned_before(str(converted)) == [{"data": "", "size": 0}]
     assert learned_before(str(tmp_path / "gone.safetensors")) == [{"data": "unknown", "size": 0}]
     assert all(learned_before(init) == [] for init in ("base", "none", "owner/name"))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_moments_come_back_in_the_layout_of_their_weights(tmp_path, fused):
+    def step(layer, adam, seed):
+        adam.zero_grad()
+        layer(torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+        adam.step()
+
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    adam = torch.optim.Adam(layer.parameters(), 1e-2, fused=fused)
+    step(layer, adam, 1)
+    save_state(tmp_path / "state.safetensors", {"moments": moments_of(adam), "weights": dict(layer.state_dict())})
+    step(layer, adam, 2)
+
+    state = load_state(tmp_path / "state.safetensors")
+    again = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    again.load_state_dict(state["weights"])
+    other = torch.optim.Adam(again.parameters(), 1e-2, fused=fused)
+    restore_moments(other, state["moments"])
+    assert other.state[again.weight]["exp_avg"].stride() == again.weight.stride() != (36, 9, 3, 1)
+    step(again, other, 2)
+    assert torch.equal(again.weight, layer.weight) and torch.equal(again.bias, layer.bias)

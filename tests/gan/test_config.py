@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from histosynth.cli import _take_config, build_app
-from histosynth.core.checkpoint import save_checkpoint
 from histosynth.core.errors import SettingError
 from histosynth.gan.config import GanConfig
 
@@ -93,19 +90,3 @@ def test_parents_are_named_without_their_folder() -> None:
 def test_the_command_of_a_preset_repeats_it(name: str) -> None:
     config = parsed(f"train gan TILES RUN --config gan/{name}")
     assert parsed(config.command().removeprefix("histosynth ")) == config
-
-
-def test_widths_follow_the_start(tmp_path: Path) -> None:
-    def widths(**changes: Any) -> tuple[int | None, int | None]:
-        config = GanConfig(**changes)
-        return config.channel_base, config.channel_max
-
-    assert widths() == widths(init="none") == widths(init="none", space="pixels") == (2048, 128)
-    shape = {"channel_base": 512, "channel_max": 24, "d_channel_max": 40, "autoencoder": [8, 1, 4]}
-    start = save_checkpoint(tmp_path / "gan.safetensors", {"G_ema.x": torch.zeros(1)}, {"kind": "gan", "shape": shape})
-    assert widths(init=str(start)) == (512, 24)
-    assert widths(init=str(start), channel_max=8) == (512, 8)
-    assert GanConfig(init=str(start)).d_channel_max == 40
-    odd = {"channel_base": "wide", "channel_max": 10**12, "head": "pathoduet", "autoencoder": [8, 1, 4]}
-    save_checkpoint(start, {"G_ema.x": torch.zeros(1)}, {"kind": "gan", "shape": odd})
-    assert widths(init=str(start)) == (2048, 128) and GanConfig(init=str(start)).head == ""

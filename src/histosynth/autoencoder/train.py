@@ -32,7 +32,19 @@ from histosynth.core.precision import Precision, autocast
 from histosynth.core.progress import bar
 from histosynth.core.run import Run, plain
 from histosynth.core.seeds import derive, numpy_rng, torch_generator
-from histosynth.core.training import Averages, Clock, Schedule, check_finite, count, named, pack, rate, unpack
+from histosynth.core.training import (
+    Averages,
+    Clock,
+    Schedule,
+    check_finite,
+    count,
+    moments_of,
+    named,
+    pack,
+    rate,
+    restore_moments,
+    unpack,
+)
 from histosynth.tiles.batches import TileArray, batch_at
 
 
@@ -138,9 +150,7 @@ def train_autoencoder(
             step = unpack(state, clock, parameters, averages, optimizer)
             if critic is not None and judging is not None:
                 critic.load_state_dict(state["critic"])
-                groups = judging.state_dict()["param_groups"]
-                moments = {int(k): v for k, v in state["critic_moments"].items()}
-                judging.load_state_dict({"state": moments, "param_groups": groups})
+                restore_moments(judging, state["critic_moments"])
         run.truncate_log(step)
 
         with bar("autoencoder", total=clock.length, done=clock.position(step)) as tick:
@@ -194,8 +204,7 @@ def train_autoencoder(
                 if step % config.save_every == 0:
                     more = {}
                     if critic is not None and judging is not None:
-                        moments = {str(k): v for k, v in judging.state_dict()["state"].items()}
-                        more = {"critic": dict(critic.state_dict()), "critic_moments": moments}
+                        more = {"critic": dict(critic.state_dict()), "critic_moments": moments_of(judging)}
                     save_state(run.state_path, pack(step, clock, parameters, averages, optimizer, **more))
                 tick(clock.position(step) - before, f"l1 {absolute.item():.4f}")
 

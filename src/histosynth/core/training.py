@@ -86,6 +86,23 @@ class Averages:
             self.values[name].copy_(kept)
 
 
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """The running moments of every parameter, by its number, as a state file takes them."""
+    return {str(number): moments for number, moments in optimizer.state_dict()["state"].items()}
+
+
+@torch.no_grad()
+def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]]) -> None:
+    """Put back what `moments_of` gave, each moment in the memory layout of its weight: fused kernels need that, and the
+    others are slower without it. Learning rates stay as they are."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {int(k): v for k, v in saved.items()}, "param_groups": groups})
+    for weight, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(moment)
+
+
 def pack(
     step: int,
     clock: Clock,
@@ -99,13 +116,12 @@ def pack(
     Args:
         more: what else the recipe keeps, under names of its own.
     """
-    moments = optimizer.state_dict()["state"]
     return {
         "step": step,
         "seconds": clock.elapsed(),
         "parameters": {k: p.detach() for k, p in parameters.items()},
         "averages": dict(averages.values),
-        "moments": {str(k): v for k, v in moments.items()},
+        "moments": moments_of(optimizer),
         **more,
     }
 
@@ -132,12 +148,7 @@ def unpack(
     for name, parameter in parameters.items():
         parameter.copy_(state["parameters"][name])
         averages.values[name].copy_(state["averages"][name])
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {int(k): v for k, v in state["moments"].items()}, "param_groups": groups})
-    for weight, moments in optimizer.state.items():  # in the layout of the weights, or every step is slower
-        for name, moment in moments.items():
-            if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                moments[name] = torch.empty_like(weight).copy_(moment)
+    restore_moments(optimizer, state["moments"])
     clock.spent = state["seconds"]
     return int(state["step"])
 

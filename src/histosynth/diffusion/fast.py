@@ -144,7 +144,11 @@ class FastTold:
         return mixed.view(n, fast.heads, length, fast.depth).transpose(1, 2).flatten(2)
 
 
-def fast_network(backbone: Backbone, kind: torch.dtype | None) -> FastCompact | FastUNet | None:
+Fast = FastCompact | FastUNet
+"""A compact network prepared for generation: told a context and the levels, it predicts at a step."""
+
+
+def fast_network(backbone: Backbone, kind: torch.dtype | None) -> Fast | None:
     """The backbone's network prepared for generation, or None for networks of another build (PixCell, LoRA that is not
     merged) and where folding cross-attention would not pay."""
     network: Any = backbone.network

@@ -16,8 +16,7 @@ from histosynth.core.errors import DataError, SettingError, did_you_mean
 from histosynth.core.precision import Precision, autocast, half_type
 from histosynth.core.seeds import torch_generator
 from histosynth.diffusion.conditions import Teller, Told, draw_condition
-from histosynth.diffusion.convolutional import FastUNet
-from histosynth.diffusion.fast import FastCompact, fast_network
+from histosynth.diffusion.fast import Fast, fast_network
 from histosynth.diffusion.model import LatentDiffusion, load_model
 from histosynth.diffusion.solve import Solving, Watch, context_of, first_step, run_solver, solve
 
@@ -111,7 +110,7 @@ class DiffusionGenerator:
         if self.micro_batch < 1:
             raise SettingError(f"micro_batch is {micro_batch}.", "Give a positive number.")
         self._wants_fast = fast
-        self._fast: dict[torch.dtype | None, FastCompact | FastUNet | None] = {}
+        self._fast: dict[torch.dtype | None, Fast | None] = {}
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, device: str = "auto", precision: Precision = "auto") -> Self:
@@ -307,7 +306,7 @@ class DiffusionGenerator:
     def _precision(self, how: Sampling) -> Precision:
         return self.precision if how.precision == "auto" else how.precision
 
-    def _fast_network(self, how: Sampling) -> FastCompact | FastUNet | None:
+    def _fast_network(self, how: Sampling) -> Fast | None:
         kind = half_type(self.device, self._precision(how))
         if self._wants_fast and kind not in self._fast:
             self._fast[kind] = fast_network(self.model.backbone, kind)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from histosynth.core.errors import SettingError
 from histosynth.core.precision import Precision, autocast
-from histosynth.diffusion.convolutional import FastUNet
-from histosynth.diffusion.fast import FastCompact
+from histosynth.diffusion.fast import Fast
 from histosynth.diffusion.model import LatentDiffusion
 from histosynth.diffusion.noise import LEVELS
 
@@ -91,7 +90,7 @@ def solve(
     generators: Sequence[torch.Generator] | None = None,
     clean: Tensor | None = None,
     strength: float = 1.0,
-    fast: FastCompact | FastUNet | None = None,
+    fast: Fast | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
     """Noise [N, C, h, w] -> latents, float32 on the CPU.
@@ -145,7 +144,7 @@ class _Guided:
         levels: Tensor,
         how: Solving,
         precision: Precision,
-        fast: FastCompact | FastUNet | None,
+        fast: Fast | None,
     ) -> None:
         self.model, self.levels, self.how, self.precision = model, levels, how, precision
         inside = (levels >= how.guidance_from) & (levels <= how.guidance_to)

@@ -6,27 +6,23 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from histosynth.autoencoder.network import AutoencoderShape
 from histosynth.core.checkpoint import read_card
-from histosynth.core.errors import SettingError
-from histosynth.gan.augmentation.pipe import ANY_CHANNELS, find_pipe
+from histosynth.gan.augmentation.pipe import ANY_CHANNELS
+from histosynth.gan.checks import check
 from histosynth.gan.shape import Shape
 
 _LATENTS = astuple(AutoencoderShape())
-_WIDTHS = {"channel_base": 2048, "channel_max": 128, "d_channel_base": 0, "d_channel_max": 0}
-_WIDEST = 2**20
 
 
-def shape_of_start(init: str) -> dict[str, Any]:
-    """The shape in the card of the checkpoint that `GanConfig.init` names; empty where it names none, or the shipped
-    one."""
+def starts_on_latents(init: str) -> bool | None:
+    """Whether the networks of a start (`GanConfig.init`) work on latents; none where there are none to ask."""
     path = Path(init)
     if init in ("base", "none") or not (path.is_file() and path.suffix == ".safetensors"):
-        return {}
-    shape = read_card(path).get("shape", {})
-    return shape if isinstance(shape, dict) else {}
+        return init == "base" or None
+    return bool(read_card(path).get("shape", {}).get("autoencoder"))
 
 
 @dataclass(frozen=True)
@@ -85,17 +81,16 @@ class GanConfig:
     start: Literal["constant", "code"] = "code"
     """What the generator begins with at 4 px: a constant (StyleGAN2), or that plus a linear map of the style code, with
     which tiles differ in layout much earlier."""
-    channel_base: int | None = None
-    """Feature channels at r pixels (latents) are channel_base / r, at most channel_max; none: as the start, otherwise
-    2048."""
-    channel_max: int | None = None
-    """Most feature channels anywhere; none: as the start, otherwise 128."""
+    channel_base: int = 2048
+    """Feature channels at r pixels are channel_base / r, at most channel_max."""
+    channel_max: int = 128
+    """Most feature channels anywhere."""
     channel_min: int = 1
     """Fewest feature channels anywhere."""
     d_channel_base: int = 0
-    """channel_base of the discriminator; 0: as the start, otherwise as the generator."""
+    """channel_base of the discriminator; 0: as the generator."""
     d_channel_max: int = 0
-    """channel_max of the discriminator; 0: as the start, otherwise as the generator."""
+    """channel_max of the discriminator; 0: as the generator."""
     z_dim: int = 256
     """Length of the random code z."""
     w_dim: int = 256
@@ -290,60 +285,18 @@ class GanConfig:
     def __post_init__(self) -> None:
         seen = self._of_pixels()
         self._settle()
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"{name} is {value}.", "Use a positive number.")
-        for name in _NOT_NEGATIVE:
-            if not (getattr(self, name) or 0) >= 0:
-                raise SettingError(f"{name} is {getattr(self, name)}.", "Use 0 or more.")
-        for name in _SHARES:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise SettingError(f"{name} is {value}.", "Use a number from 0 to 1.")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                remedy = f"Use {', '.join(known[:-1])} or {known[-1]}."
-                raise SettingError(f"{name} is {getattr(self, name)!r}.", remedy)
-        if self.kimg is not None and self.epochs is not None:
-            raise SettingError(f"kimg is {self.kimg} and epochs is {self.epochs}.", "Give one of them.")
-        if self.batch % self.accumulate:
-            raise SettingError(
-                f"accumulate is {self.accumulate}, which does not divide batch, {self.batch}.", "Use a divisor."
-            )
-        if self.freeze_d and self.architecture == "lite":
-            raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
-        find_pipe(self.ada_pipe)
-        if self.space == "latents" and seen:
-            raise SettingError(f"{seen[0]} is set with space=latents.", "Leave it out, or set space=pixels.")
-        if not 0 <= self.decoder < 1:
-            raise SettingError(f"decoder is {self.decoder}.", "Give a share from 0 to below 1.")
-        if self.autoencoder != "base" and self.init != "none":
-            raise SettingError(
-                f"autoencoder is {self.autoencoder!r} with init={self.init}, which brings its own.",
-                "Leave autoencoder out, or set init=none.",
-            )
-        if self.space == "pixels" and self.init == "base":
-            why = f"size is {self.size}" if self.size < 32 else "space=pixels is set"
-            if seen or self.architecture == "lite":
-                why = f"{(*seen, 'architecture')[0]} is set"
-            raise SettingError(f"{why}: this works on pixels, and the shipped weights on latents.", "Set init=none.")
+        check(self, seen)
         self.shape(2)
 
     def _settle(self) -> None:
         """Put what auto stands for in its place."""
-        latents, start = self.space == "latents", shape_of_start(self.init)
+        latents = self.space == "latents"
         if self.space == "auto":
-            of_latents = bool(start.get("autoencoder")) if start else self.init == "base" or None
-            least = 64 if of_latents is None else 32
-            latents = of_latents is not False and self.size >= least and self.architecture == "stylegan2"
+            start = starts_on_latents(self.init)
+            least = 64 if start is None else 32
+            latents = start is not False and self.size >= least and self.architecture == "stylegan2"
             latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
-        for name, usual in _WIDTHS.items():
-            own = start.get(name)
-            fits = type(own) is int and 0 < own <= _WIDEST
-            if getattr(self, name) == (0 if name.startswith("d_") else None):
-                object.__setattr__(self, name, own if fits else usual)
         if self.noise is None:
             object.__setattr__(self, "noise", latents)
         for name, on_latents, on_pixels in (("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue")):
@@ -411,23 +364,3 @@ class GanConfig:
                 text = Path(value).name if field.name in ("init", "autoencoder") else str(value)
                 words.append(f"--{flag} {shlex.quote(text)}")
         return " ".join(words)
-
-
-_POSITIVE = (
-    "steps", "kimg", "epochs", "samples_per_class", "seconds", "batch", "accumulate", "alpha_tau", "r1_every",
-    "path_length_every", "ada_speed", "lr_g", "lr_d", "lr_head", "ema", "saturation_say_every", "validate_per_class",
-    "save_every", "log_every",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
-    "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "drift", "path_length", "channel_stats",
-    "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate", "ada_freeze",
-    "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps", "collapse_stop",
-    "validate_every", "patience", "sample_every",
-)  # fmt: skip
-_SHARES = (
-    "style_mixing", "alpha_on", "alpha_off", "label_real", "label_fake", "channel_stats_decay", "ada_p", "ada_target",
-    "ada_max", "ada_decay", "ada_cap", "ada_cap_above", "beta1", "beta2", "lr_final", "ema_rampup", "ema_decay",
-    "saturation_perceptual", "saturation_alpha", "d_stop_acc", "d_stop_ema", "collapse",
-)  # fmt: skip
-_CHOICES = {name: get_args(hint) for name, hint in get_type_hints(GanConfig).items() if get_origin(hint) is Literal}

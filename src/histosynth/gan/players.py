@@ -18,6 +18,7 @@ from histosynth.core.assets import asset_path
 from histosynth.core.checkpoint import read_card, require_kind
 from histosynth.core.errors import CheckpointError
 from histosynth.core.seeds import derive
+from histosynth.core.training import moments_of, restore_moments
 from histosynth.core.types import Encoder
 from histosynth.gan.config import GanConfig
 from histosynth.gan.crew import Crew
@@ -166,7 +167,7 @@ class Players:
 
     def state(self) -> dict[str, Any]:
         """What a resumed training needs; the weights under the names of the networks."""
-        moments = {name: adam_state(adam) for name, adam in self.optimisers.items()}
+        moments = {name: moments_of(adam) for name, adam in self.optimisers.items()}
         return {name: dict(network.state_dict()) for name, network in self.networks.items()} | {"adam": moments}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -174,7 +175,7 @@ class Players:
         for name, network in self.networks.items():
             network.load_state_dict(state[name])
         for name, adam in self.optimisers.items():
-            restore_adam(adam, state["adam"][name])
+            restore_moments(adam, state["adam"][name])
 
     def _adam(self, parameters: Iterable[Tensor], lr: float, ratio: float = 1.0) -> torch.optim.Adam:
         fused = self.crew.device.type in ("cpu", "cuda")
@@ -199,21 +200,6 @@ def to_network(images: Tensor, device: torch.device) -> Tensor:
     moved = images.to(device, non_blocking=True)
     scaled = moved if images.is_floating_point() else moved.float() / 127.5 - 1
     return scaled.contiguous(memory_format=torch.channels_last)
-
-
-def adam_state(adam: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
-    """The running moments of every parameter, in order."""
-    return [dict(adam.state[p]) for group in adam.param_groups for p in group["params"]]
-
-
-def restore_adam(adam: torch.optim.Optimizer, moments: list[dict[str, Tensor]]) -> None:
-    """Put `adam_state` back, each moment in the memory layout of its parameter, as the fused kernels need."""
-    pairs = [(p, group["fused"]) for group in adam.param_groups for p in group["params"]]
-    for (parameter, fused), saved in zip(pairs, moments, strict=True):
-        like = {name: torch.empty_like(parameter).copy_(saved[name]) for name in saved if name != "step"}
-        if saved:
-            like["step"] = saved["step"].to(parameter.device) if fused else saved["step"]
-        adam.state[parameter] = like
 
 
 @dataclass(frozen=True)

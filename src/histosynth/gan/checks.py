@@ -1,0 +1,87 @@
+"""What `GanConfig` refuses: numbers out of range, words that it does not know, settings that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from histosynth.core.errors import SettingError
+from histosynth.gan.augmentation.pipe import find_pipe
+
+if TYPE_CHECKING:
+    from histosynth.gan.config import GanConfig
+
+_POSITIVE = (
+    "steps", "kimg", "epochs", "samples_per_class", "seconds", "batch", "accumulate", "alpha_tau", "r1_every",
+    "path_length_every", "ada_speed", "lr_g", "lr_d", "lr_head", "ema", "saturation_say_every", "validate_per_class",
+    "save_every", "log_every",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
+    "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "drift", "path_length", "channel_stats",
+    "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate", "ada_freeze",
+    "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps", "collapse_stop",
+    "validate_every", "patience", "sample_every",
+)  # fmt: skip
+_SHARES = (
+    "style_mixing", "alpha_on", "alpha_off", "label_real", "label_fake", "channel_stats_decay", "ada_p", "ada_target",
+    "ada_max", "ada_decay", "ada_cap", "ada_cap_above", "beta1", "beta2", "lr_final", "ema_rampup", "ema_decay",
+    "saturation_perceptual", "saturation_alpha", "d_stop_acc", "d_stop_ema", "collapse",
+)  # fmt: skip
+
+
+def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
+    """Refuse settings that cannot be used.
+
+    Args:
+        config: with everything that auto stands for in its place.
+        of_pixels: the settings in use that need pixels.
+
+    Raises:
+        SettingError: names the setting, its value and the remedy.
+    """
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise SettingError(f"{name} is {value}.", "Use a positive number.")
+    for name in _NOT_NEGATIVE:
+        if not (getattr(config, name) or 0) >= 0:
+            raise SettingError(f"{name} is {getattr(config, name)}.", "Use 0 or more.")
+    for name in _SHARES:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise SettingError(f"{name} is {value}.", "Use a number from 0 to 1.")
+    for name, known in _choices(type(config)).items():
+        if getattr(config, name) not in known:
+            remedy = f"Use {', '.join(known[:-1])} or {known[-1]}."
+            raise SettingError(f"{name} is {getattr(config, name)!r}.", remedy)
+    if config.kimg is not None and config.epochs is not None:
+        raise SettingError(f"kimg is {config.kimg} and epochs is {config.epochs}.", "Give one of them.")
+    if config.batch % config.accumulate:
+        raise SettingError(
+            f"accumulate is {config.accumulate}, which does not divide batch, {config.batch}.", "Use a divisor."
+        )
+    if config.freeze_d and config.architecture == "lite":
+        raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
+    find_pipe(config.ada_pipe)
+    if config.space == "latents" and of_pixels:
+        raise SettingError(f"{of_pixels[0]} is set with space=latents.", "Leave it out, or set space=pixels.")
+    if not 0 <= config.decoder < 1:
+        raise SettingError(f"decoder is {config.decoder}.", "Give a share from 0 to below 1.")
+    if config.autoencoder != "base" and config.init != "none":
+        raise SettingError(
+            f"autoencoder is {config.autoencoder!r} with init={config.init}, which brings its own.",
+            "Leave autoencoder out, or set init=none.",
+        )
+    if config.space == "pixels" and config.init == "base":
+        why = f"size is {config.size}" if config.size < 32 else "space=pixels is set"
+        if of_pixels or config.architecture == "lite":
+            why = f"{(*of_pixels, 'architecture')[0]} is set"
+        raise SettingError(f"{why}: this works on pixels, and the shipped weights on latents.", "Set init=none.")
+
+
+@cache
+def _choices(settings: type[GanConfig]) -> dict[str, tuple[Any, ...]]:
+    """The words that each setting takes, from its type."""
+    return {name: get_args(hint) for name, hint in get_type_hints(settings).items() if get_origin(hint) is Literal}
