@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,11 @@ import numpy as np
 from PIL import Image
 
 from histosynth import encoders
+from histosynth.classify.probe import Probe, fit_probe
 from histosynth.core.checkpoint import read_card
 from histosynth.core.device import describe_device, pick_device
 from histosynth.core.seeds import numpy_rng
+from histosynth.evaluate.consistency import label_consistency
 from histosynth.evaluate.frechet import frechet
 from histosynth.evaluate.kernel import kid
 from histosynth.evaluate.settings import Protocol
@@ -65,7 +68,7 @@ SIZE = 64
 def command(line: str) -> str:
     """Run a histosynth command and give it back."""
     print(f"$ histosynth {line}", flush=True)
-    subprocess.run([sys.executable, "-m", "histosynth", *line.split()], check=True)
+    subprocess.run([sys.executable, "-m", "histosynth", *shlex.split(line)], check=True)
     return f"histosynth {line}"
 
 
@@ -78,13 +81,18 @@ def train(family: str, arm: str, tiles: Path, out: Path, minutes: float, steps: 
 
 def make(checkpoint: Path, out: Path, like: TileArray) -> TileArray:
     """Synthetic tiles with the classes of `like`, each tile's class COPIES times."""
-    most = COPIES * max(like.counts().values())
-    command(f"generate {checkpoint} {out} --per-class {most}")
-    made = TileSet.open(out).array(size=SIZE)
-    chosen = []
-    for label, count in like.counts().items():
-        chosen += np.flatnonzero(made.labels == made.classes.index(label))[: COPIES * count].tolist()
-    return made.subset(chosen)
+    sets = []
+    for k, (label, count) in enumerate(like.counts().items()):
+        if count:
+            # a tile follows from the seed, its class and its number: classes can be made one by one
+            command(f"generate {checkpoint} {out / str(k)} --classes {shlex.quote(label)} --per-class {COPIES * count}")
+            sets.append((k, TileSet.open(out / str(k)).array(size=SIZE)))
+    return TileArray(
+        np.concatenate([np.asarray(made.images) for _, made in sets]),
+        np.concatenate([np.full(len(made), k) for k, made in sets]),
+        [f"{k}-{name}" for k, made in sets for name in made.ids],
+        like.classes,
+    )
 
 
 def floor_tiles(train: TileArray, like: TileArray, seed: int) -> TileArray:
@@ -110,6 +118,11 @@ def scores(real: TileArray, other: TileArray) -> dict[str, Any]:
     return found
 
 
+def consistency(judge: Probe, tiles: TileArray) -> dict[str, float]:
+    """How often the judge names the class of a tile, in all and by class."""
+    return label_consistency(judge.probabilities(tiles.images).numpy(), tiles.labels, tiles.classes)
+
+
 def main() -> None:
     """Train, make, score and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,7 +142,8 @@ def main() -> None:
     real = {split: tileset.array(split, size=SIZE) for split in ("train", "val")}
     held = real["val"]
     floor = scores(held, floor_tiles(real["train"], held, 0))
-    table: dict[str, Any] = {"floor": {"title": "Real training tiles"} | floor}
+    judge = fit_probe("linear", "tissue-tiny", real["train"], held.subset([]), seed=0, device="cpu")
+    table: dict[str, Any] = {"floor": {"title": "Real tiles"} | floor | {"consistency": consistency(judge, held)}}
     sheets = {"Real": by_class(real["train"])}
     for arm in arms:
         folder = options.out / options.family
@@ -139,7 +153,7 @@ def main() -> None:
         title = RECIPES[options.family][arm][0]
         table[arm] = {
             "title": title, "command": line, "steps": card.get("steps"), "chosen_step": card.get("chosen_step"),
-            **scores(held, made),
+            **scores(held, made), "consistency": consistency(judge, made),
         }  # fmt: skip
         sheets[title] = by_class(made)
         report(options.family, table, options.minutes, tileset, sheets)
@@ -157,11 +171,13 @@ def by_class(tiles: TileArray, count: int = 12) -> dict[str, np.ndarray]:
 def report(family: str, table: dict[str, Any], minutes: float, tileset: TileSet, sheets: dict[str, Any]) -> None:
     """Print the table so far; write it and the picture."""
     head = ["recipe", "steps"] + [f"{what}, {name}" for name in ENCODERS for what in ("Fréchet", "KID x 1000")]
+    head.append("consistency")
     rows = [head, ["---"] * len(head)]
     for row in table.values():
         cells = [row["title"], f"{row['steps']:,}" if row.get("steps") else ""]
         for name in ENCODERS:
             cells += [f"{row[name]['frechet']:.1f}", f"{1000 * row[name]['kid']:.1f}"]
+        cells.append(f"{row['consistency']['label_consistency']:.1%}")
         rows.append(cells)
     print("\n".join("| " + " | ".join(row) + " |" for row in rows), flush=True)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))

@@ -29,7 +29,7 @@ def parsed(command: str) -> GanConfig:
         ({"r1_gamma": -1.0}, "r1_gamma is -1"),
         ({"sampling": "odd"}, "sampling is 'odd'.*balanced or natural"),
         ({"precision": "fp8"}, "precision is 'fp8'.*auto, fp32 or bf16"),
-        ({"loss": "hinge"}, "loss is 'hinge'.*logistic or bce"),
+        ({"loss": "hinge"}, "loss is 'hinge'.*logistic, bce or relativistic"),
         ({"size": 33}, "size is 33"),
         ({"batch": 9, "accumulate": 2}, "accumulate is 2, which does not divide batch, 9"),
         ({"kimg": 5.0, "epochs": 3}, "kimg is 5.0 and epochs is 3"),

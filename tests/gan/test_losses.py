@@ -23,6 +23,7 @@ from histosynth.gan.losses import (
     generator_loss,
     perceptual_loss,
     r1_penalty,
+    relativistic_loss,
     saturation_penalty,
     spread_penalty,
 )
@@ -63,6 +64,18 @@ def test_logistic_losses_are_finite_far_out_and_least_where_they_should_be() -> 
     losses = torch.stack([discriminator_loss(x[None], torch.tensor([-50.0]), real_label=0.9) for x in smoothed])
     # smoothing asks for a logit of log(0.9 / 0.1) and no more
     assert float(smoothed[losses.argmin()]) == pytest.approx(math.log(9), abs=0.01)
+
+
+def test_a_relativistic_fake_has_to_keep_up_with_the_real_tile_beside_it() -> None:
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 9, 3, requires_grad=True)
+    ahead = real - fake
+    entropy = F.binary_cross_entropy_with_logits(ahead, torch.ones_like(ahead))
+    torch.testing.assert_close(relativistic_loss(real, fake), entropy)
+    # a shift of all logits is nothing; what draws the fakes up is how far they are behind
+    torch.testing.assert_close(relativistic_loss(fake + 7, real + 7), relativistic_loss(fake, real))
+    (pull,) = torch.autograd.grad(relativistic_loss(fake, real), fake)
+    torch.testing.assert_close(pull, -torch.sigmoid(ahead) / ahead.numel())
 
 
 def test_the_mean_over_all_logits_is_the_mean_over_the_scales() -> None:

@@ -472,7 +472,7 @@ def test_two_processes_learn_as_one_with_two_parts(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1);"
         "from tests.gan.helpers import *; from histosynth.gan.train import train_gan;"
-        "config = tiny_config(steps=4, batch=8, sample_every=2);"
+        "config = tiny_config(steps=4, batch=8, sample_every=2, class_groups=True, loss='relativistic');"
         "train_gan(tiles(), config, sys.argv[2], device='cpu')"
     )
     script = tmp_path / "train.py"
@@ -480,6 +480,6 @@ def test_two_processes_learn_as_one_with_two_parts(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     subprocess.run([*words, str(script), str(Path(__file__).parents[2]), str(tmp_path / "two")], check=True)
     # without a head: its spectral norms are estimated once a part
-    alone = tiny_config(steps=4, batch=8, sample_every=2, accumulate=2)
+    alone = tiny_config(steps=4, batch=8, sample_every=2, class_groups=True, loss="relativistic", accumulate=2)
     one = train_gan(tiles(), alone, tmp_path / "one", device="cpu")
     same(one, tmp_path / "two" / "checkpoints" / "gan.safetensors")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from histosynth.core.errors import DataError, SettingError
-from histosynth.tiles.batches import TileArray, batch_at, symmetry, turned
+from histosynth.tiles.batches import TileArray, batch_at, indices_at, symmetry, turned
 
 
 def tiles(counts, size=8, prefix="t"):
@@ -42,6 +42,21 @@ def test_every_tile_is_seen_equally_often():
     assert {ids.count(i) for i in array.ids} == {10}
     balanced = [i for k in range(40) for i in batch_at(array, k, batch_size=10).ids]
     assert {balanced.count(i) for i in array.ids[:10]} == {20} and {balanced.count(i) for i in array.ids[10:]} == {10}
+
+
+@pytest.mark.parametrize("batch_size", [4, 6, 10])
+def test_tiles_of_a_class_can_come_in_runs(batch_size):
+    array = tiles([5, 9, 7])
+    rows = np.concatenate([indices_at(array, k, batch_size, "balanced", 3, run=4) for k in range(3780 // batch_size)])
+    runs = rows.reshape(-1, 4)
+    labels = array.labels[runs]
+    assert (labels == labels[:, :1]).all() and np.bincount(labels[:, 0]).tolist() == [315, 315, 315]
+    different = [len(set(run)) for run in runs.tolist()]
+    assert min(different) >= 2 and np.mean(different) > 3.5  # a pass may end within a run
+    for own in (rows[array.labels[rows] == k] for k in range(3)):
+        counts = np.bincount(own)
+        counts = counts[counts > 0]
+        assert counts.min() == counts.max() == 1260 // len(counts)
 
 
 def test_synthetic_tiles_cannot_crowd_out_real_ones():

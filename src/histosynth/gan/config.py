@@ -106,6 +106,9 @@ class GanConfig:
     """Features are cut to +- this value (256 keeps half precision safe); 0: never."""
     mbstd_group: int = 4
     """Tiles over which the discriminator compares the spread of features; 0: the whole batch."""
+    class_groups: bool = False
+    """Deal tiles of one class to each group, so that the discriminator sees when the tiles of a class grow alike; no:
+    a group mixes classes, whose differences hide that (StyleGAN2)."""
     style_mixing: float = 0.5
     """Probability that a fake tile takes its fine layers from a second code of its class."""
 
@@ -136,8 +139,9 @@ class GanConfig:
     """Gate: steps before it may turn again."""
 
     # --- losses
-    loss: Literal["logistic", "bce"] = "logistic"
-    """logistic: non-saturating; bce: cross-entropy with smoothed labels."""
+    loss: Literal["logistic", "bce", "relativistic"] = "logistic"
+    """logistic: non-saturating; bce: cross-entropy with smoothed labels; relativistic: every fake tile against a real
+    one of its class, with the gradient penalty on both (R3GAN)."""
     label_real: float = 0.9
     """bce: label of real tiles."""
     label_fake: float = 0.0

@@ -14,7 +14,8 @@ import torch
 from histosynth.core.errors import DataError
 from histosynth.core.types import Batch
 from histosynth.gan.config import GanConfig
-from histosynth.tiles.batches import TileArray, batch_at, indices_at, symmetries_at
+from histosynth.gan.layers import group_size
+from histosynth.tiles.batches import TileArray, indices_at, symmetries_at, turned
 
 UNLABELLED = ("tissue",)
 """The one class of a training without classes."""
@@ -65,16 +66,23 @@ class Feed:
         steps: int,
         pin: bool = False,
         latents: tuple[np.ndarray, np.ndarray] | None = None,
+        processes: int = 1,
     ) -> None:
         """Args:
         pin: in memory from which a GPU can copy while it computes.
         latents: what batches hold instead of pixels, with the symmetries of every tile (`latents_of`).
+        processes: that share a batch.
         """
         self._latents = latents
         self._data, self._config, self._steps, self._pin = data, config, steps, pin
         self._pool = ThreadPoolExecutor(config.workers) if config.workers else None
         self._ahead: OrderedDict[int, Future[Batch]] = OrderedDict()
         self._present = data.members  # found once, before threads ask for it
+        part = config.batch // (config.accumulate * processes)
+        self._run = group_size(part, config.mbstd_group) if config.class_groups else 1
+        # the minibatch standard deviation compares every (part / run)th tile of a part
+        places = np.arange(config.batch).reshape(-1, part // self._run, self._run)
+        self._places = places.transpose(0, 2, 1).ravel()
 
     def __call__(self, step: int) -> Batch:
         """The batch of step `step`: `config.batch` tiles, always whole."""
@@ -86,21 +94,16 @@ class Feed:
         return self._ahead.pop(step).result()
 
     def _read(self, step: int) -> Batch:
-        config = self._config
-        batch = self._of_latents(step) if self._latents else batch_at(
-            self._data, step, batch_size=config.batch, sampling=config.sampling, seed=config.seed
-        )  # fmt: skip
-        return replace(batch, images=batch.images.pin_memory()) if self._pin else batch
-
-    def _of_latents(self, step: int) -> Batch:
-        """As `batch_at`; of the symmetries that a tile was encoded in, the one that is drawn."""
-        assert self._latents is not None
-        config, (latents, turns) = self._config, self._latents
-        rows = indices_at(self._data, step, config.batch, config.sampling, config.seed)
-        views = symmetries_at(step, config.batch, config.seed) % turns.shape[1]
-        images = torch.from_numpy(latents[views, rows].astype(np.float32))
-        labels = torch.from_numpy(self._data.labels[rows].astype(np.int64))
-        return Batch(images, labels, [self._data.ids[i] for i in rows])
+        config, data = self._config, self._data
+        rows = indices_at(data, step, config.batch, config.sampling, config.seed, run=self._run)[self._places]
+        views = symmetries_at(step, config.batch, config.seed)
+        if self._latents is None:
+            images = turned(torch.from_numpy(np.ascontiguousarray(data.images[rows])), views)
+        else:  # of the symmetries that a tile was encoded in, the one that is drawn
+            latents, turns = self._latents
+            images = torch.from_numpy(latents[views % turns.shape[1], rows].astype(np.float32))
+        labels = torch.from_numpy(data.labels[rows].astype(np.int64))
+        return Batch(images.pin_memory() if self._pin else images, labels, [data.ids[i] for i in rows])
 
     def __enter__(self) -> Self:
         return self

@@ -304,6 +304,11 @@ class ModulatedConv(nn.Module):
         return y * scale if shift is None else torch.addcmul(shift.to(y.dtype)[:, None, None], y, scale)
 
 
+def group_size(count: int, group: int) -> int:
+    """The largest divisor of `count` that is at most `group` (0: `count`)."""
+    return max(k for k in range(1, min(group or count, count) + 1) if count % k == 0)
+
+
 class MinibatchStd(nn.Module):
     """More channels: the mean standard deviation over a group of samples (1710.10196, section 3).
 
@@ -319,7 +324,7 @@ class MinibatchStd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C + channels, H, W]."""
         n, _, h, w = x.shape
-        size = max(k for k in range(1, min(self.group or n, n) + 1) if n % k == 0)
+        size = group_size(n, self.group)
         groups = x.float().reshape(size, n // size, self.channels, -1)
         deviation = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=2)
         planes = deviation.repeat(size, 1).to(x.dtype)[:, :, None, None].expand(n, self.channels, h, w)

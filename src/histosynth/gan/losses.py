@@ -43,8 +43,22 @@ def discriminator_loss(
     return real.mean() + fake.mean()
 
 
+def relativistic_loss(ahead: Tensor, behind: Tensor) -> Tensor:
+    """-log sigmoid(ahead - behind): each logit against that of its rival (1807.00734; 2501.05441, equation 2).
+
+    The discriminator wants its real tile ahead of the fake one, the generator the fake one ahead of the real. A fake
+    that is judged real once is not done: it has to keep up with every real tile of its class, so that leaving some of
+    them out costs.
+
+    Args:
+        ahead, behind: logits of one shape; pair k is a real and a fake tile of one class.
+    """
+    return F.softplus(behind - ahead).mean()
+
+
 def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
-    """Mean squared norm of the gradient of D on real images, differentiable (1801.04406, equation 9).
+    """Mean squared norm of the gradient of D on real images, differentiable (1801.04406, equation 9); on fake ones,
+    R2 of the same paper.
 
     The caller weighs it by gamma / 2, and by the interval too where it is lazy (1912.04958, appendix B).
 

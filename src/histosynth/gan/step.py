@@ -27,6 +27,7 @@ from histosynth.gan.losses import (
     generator_loss,
     perceptual_loss,
     r1_penalty,
+    relativistic_loss,
     saturation_penalty,
     spread_penalty,
 )
@@ -62,6 +63,7 @@ class TrainingStep:
         self.players, self.steering, self.meter = Players(config, classes, crew), Steering(config), Meter()
         self.statistics = ChannelStatistics(config.channel_stats_decay)
         self.path = PathLength(weight=1.0)
+        self.relativistic = config.loss == "relativistic"
 
     def __call__(self, step: int, images: Tensor, labels: Tensor, progress: float | None = None) -> None:
         """Step number `step` on a whole batch, uint8 [N, 3, S, S] and int64 [N].
@@ -110,9 +112,10 @@ class TrainingStep:
             fake = generator(**self._codes(part, part.labels), dtype=players.dtype)
             seen = self._augment(fake, part)
             logits, head_logits = self._judge(seen, part.labels)
-            terms = {"g_adv": (1.0, generator_loss(logits))}
+            rivals, head_rivals = self._rivals(part)
+            terms = {"g_adv": (1.0, self._fooling(logits, rivals))}
             if head_logits is not None:
-                terms["g_head"] = steering.alpha, generator_loss(head_logits)
+                terms["g_head"] = steering.alpha, self._fooling(head_logits, head_rivals)
             if config.channel_stats:
                 terms["g_stats"] = config.channel_stats, self.statistics.penalty(fake)
             if config.perceptual:
@@ -150,9 +153,8 @@ class TrainingStep:
 
     def _learn_to_judge(self, step: int, parts: list[Part]) -> Tensor:
         """The discriminators' step on the same fake tiles (drawing them anew would cost a tenth of it); gives the
-        logits of the real ones."""
+        logits of the real ones (relativistic: less those of the fake ones)."""
         config, players = self.config, self.players
-        smoothed = (config.label_real, config.label_fake) if config.loss == "bce" else (1.0, 0.0)
         penalise = players.gamma > 0 and step % config.r1_every == 0
         players.judge_gradients(True)
         players.forget("discriminator", "head")
@@ -160,16 +162,16 @@ class TrainingStep:
         for part in parts:
             real, fake = self._augment(part.real, part), self._augment(part.fake, part)
             real_logits, real_head, fake_logits, fake_head = self._judge_both(real, fake, part.labels)
-            terms = {"d_adv": (1.0, discriminator_loss(real_logits, fake_logits, *smoothed))}
+            terms = {"d_adv": (1.0, self._telling(real_logits, fake_logits))}
             if real_head is not None and fake_head is not None:
-                terms["d_head"] = 1.0, discriminator_loss(real_head, fake_head, *smoothed)
+                terms["d_head"] = 1.0, self._telling(real_head, fake_head)
             if config.drift:
                 terms["d_drift"] = config.drift, drift_penalty(real_logits)
             if penalise and not config.r1_lazy:
                 terms["r1"] = players.gamma / 2, self._gradient_penalty(part)
             self._backward(step, "d_loss", terms, len(parts))
             self.meter.add(step, real_logit=real_logits.mean(), fake_logit=fake_logits.mean())
-            kept.append(real_logits.detach())
+            kept.append((real_logits - fake_logits if self.relativistic else real_logits).detach())
         players.descend("discriminator", "head", clip=config.clip_d)
 
         if penalise and config.r1_lazy:
@@ -198,6 +200,25 @@ class TrainingStep:
         real_logits, fake_logits = (players.discriminator(x, labels, players.dtype) for x in (real, fake))
         return *self._joined(real_logits, halves[0]), *self._joined(fake_logits, halves[1])
 
+    def _rivals(self, part: Part) -> tuple[Tensor | None, Tensor | None]:
+        """`_judge` of the real tiles that the fake ones are measured against; none where they are not."""
+        if not self.relativistic:
+            return None, None
+        with torch.no_grad():
+            return self._judge(self._augment(part.real, part), part.labels)
+
+    def _fooling(self, fake_logits: Tensor, rivals: Tensor | None) -> Tensor:
+        """The generator's adversarial loss."""
+        return generator_loss(fake_logits) if rivals is None else relativistic_loss(fake_logits, rivals)
+
+    def _telling(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """The discriminators' adversarial loss."""
+        config = self.config
+        if self.relativistic:
+            return relativistic_loss(real_logits, fake_logits)
+        smoothed = (config.label_real, config.label_fake) if config.loss == "bce" else (1.0, 0.0)
+        return discriminator_loss(real_logits, fake_logits, *smoothed)
+
     def _through_head(self, images: Tensor, labels: Tensor) -> Tensor | None:
         if self.players.head is None or (self.config.head_joint and not self.steering.alpha):
             return None
@@ -209,9 +230,13 @@ class TrainingStep:
         return logits + self.steering.alpha * seen.mean(dim=1), None
 
     def _gradient_penalty(self, part: Part) -> Tensor:
-        """R1 in float32: a gradient of a gradient loses too much in bfloat16. The head is bounded by its norms."""
-        seen = self._augment(part.real, part).detach().requires_grad_(True)
-        return r1_penalty(self.players.discriminator(seen, part.labels), seen)
+        """R1, relativistic: R1 + R2; in float32, since a gradient of a gradient loses too much in bfloat16. The head
+        is bounded by its norms."""
+        found = []
+        for images in (part.real, part.fake) if self.relativistic else (part.real,):
+            seen = self._augment(images, part).detach().requires_grad_(True)
+            found.append(r1_penalty(self.players.discriminator(seen, part.labels), seen))
+        return torch.stack(found).sum()
 
     def _augment(self, images: Tensor | None, part: Part) -> Tensor:
         assert images is not None

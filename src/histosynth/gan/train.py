@@ -66,7 +66,8 @@ def train_gan(
         if config.space == "latents":
             latents = books.latents(learner.players, refine=state is None)
         seconds_left = books.seconds
-        with Feed(data, config, steps, pin=crew.device.type == "cuda", latents=latents) as feed:
+        pin = crew.device.type == "cuda"
+        with Feed(data, config, steps, pin=pin, latents=latents, processes=crew.count) as feed:
             if state is None:
                 learner.players.start(to_network(feed(0).images, crew.device))
 

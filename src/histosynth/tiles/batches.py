@@ -197,9 +197,19 @@ def symmetries_at(step: int, batch_size: int, seed: int) -> np.ndarray:
 
 
 def indices_at(
-    array: TileArray, step: int, batch_size: int, sampling: Sampling, seed: int, share: float | None = None
+    array: TileArray,
+    step: int,
+    batch_size: int,
+    sampling: Sampling,
+    seed: int,
+    share: float | None = None,
+    run: int = 1,
 ) -> np.ndarray:
-    """The rows of training batch number `step`, int64 [batch_size]; see `batch_at`."""
+    """The rows of training batch number `step`, int64 [batch_size]; see `batch_at`.
+
+    Args:
+        run: of balanced sampling, how many tiles of a class come one after another before the next class's.
+    """
     start = step * batch_size
     positions = np.arange(start, start + batch_size)
     if sampling == "natural":
@@ -208,9 +218,10 @@ def indices_at(
         raise SettingError(f"sampling is {sampling!r}.", "Use balanced or natural.")
     members = array.members
     present = np.array(sorted(members))
-    # deal the classes like cards: every run of len(present) positions holds each class once, in a
+    # deal the classes like cards: every run of len(present) turns holds each class once, in a
     # random order, so that any batch is as balanced as its size allows
-    rounds, slots = positions // len(present), positions % len(present)
+    rounds, slots = positions // run // len(present), positions // run % len(present)
+    drawn = rounds * run + positions % run  # from each class before
     picked = np.empty(batch_size, dtype=np.int64)
     for round_ in np.unique(rounds):
         order = numpy_rng(seed, "deal", int(round_)).permutation(present)
@@ -220,7 +231,7 @@ def indices_at(
     for label in np.unique(picked).tolist():
         kinds = members[label]
         own = picked == label
-        turns, draws = _turns(rounds[own], list(kinds), share)
+        turns, draws = _turns(drawn[own], list(kinds), share)
         found = np.empty(len(turns), dtype=np.int64)
         for kind, tiles in kinds.items():
             here = turns == kind
@@ -229,17 +240,17 @@ def indices_at(
     return indices
 
 
-def _turns(rounds: np.ndarray, kinds: list[int], share: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Whose turn it is in these rounds of a class, and how often that source has been drawn from before."""
+def _turns(drawn: np.ndarray, kinds: list[int], share: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Whose turn it is at these draws of a class, and how often that source has been drawn from before."""
     others = [k for k in kinds if k > 0]
     if share is None or len(others) in (0, len(kinds)):  # the sources take turns
-        return np.array(kinds)[rounds % len(kinds)], rounds // len(kinds)
+        return np.array(kinds)[drawn % len(kinds)], drawn // len(kinds)
     # like Bresenham's line: over any stretch the drawn share is within one draw of the wanted one, and a share of
     # one half beside one generator is taking turns
-    before = np.floor(rounds * share).astype(np.int64)
-    made = np.floor((rounds + 1) * share).astype(np.int64) > before
+    before = np.floor(drawn * share).astype(np.int64)
+    made = np.floor((drawn + 1) * share).astype(np.int64) > before
     turns = np.where(made, np.array(others)[before % len(others)], 0)
-    return turns, np.where(made, before // len(others), rounds - before)
+    return turns, np.where(made, before // len(others), drawn - before)
 
 
 def walk(count: int, positions: np.ndarray, seed: int, name: str) -> np.ndarray:
