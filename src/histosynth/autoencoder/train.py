@@ -32,6 +32,7 @@ from histosynth.core.precision import Precision, autocast
 from histosynth.core.progress import bar
 from histosynth.core.run import Run, plain
 from histosynth.core.seeds import derive, numpy_rng, torch_generator
+from histosynth.core.settings import check_settings
 from histosynth.core.training import (
     Averages,
     Clock,
@@ -290,11 +291,7 @@ def _check(data: TileArray, config: AutoencoderConfig) -> None:
         raise DataError(
             f"The tiles have {data.size} px, but size is {config.size}.", "Import the tiles at that size, or set size."
         )
-    for name in ("steps", "batch", "save_every", "width", "blocks"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Give a positive number.")
-    if config.part not in ("all", "decoder"):
-        raise SettingError(f"part is {config.part!r}.", "Use all or decoder.")
+    check_settings(config, positive=("steps", "batch", "save_every", "width", "blocks"))
     if config.part == "decoder" and config.init == "none":
         raise SettingError("part is 'decoder' with init 'none'.", "Give init=base or a checkpoint to start from.")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.precision import Precision
+from histosynth.core.settings import check_settings
 from histosynth.core.training import Schedule
 from histosynth.diffusion.adapter import Join
 from histosynth.tiles.batches import Sampling
@@ -133,16 +134,10 @@ class DiffusionConfig:
 
 _POSITIVE = (
     "steps", "batch", "accumulate", "save_every", "bank", "tokens", "heads", "sample_steps", "validate_tiles",
+    "lr_base", "lr_lora", "lr_adapter", "clip",
 )  # fmt: skip
-_RATES = ("lr_base", "lr_lora", "lr_adapter", "clip")
 _NOT_NEGATIVE = ("warmup", "weight_decay", "ce_weight", "min_snr", "align", "guidance", "validate_every",
                  "sample_every", "layers", "width")  # fmt: skip
-_CHOICES = {
-    "finetune": ("adapter_lora", "lora", "adapter", "full"),
-    "levels": ("uniform", "logit-normal"),
-    "class_join": ("auto", "token", "add", "none"),
-    "backbone": ("unet", "transformer"),
-}
 
 
 def check_config(config: DiffusionConfig) -> None:
@@ -151,18 +146,7 @@ def check_config(config: DiffusionConfig) -> None:
     Raises:
         SettingError: names the setting and its value.
     """
-    for name in _POSITIVE:
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Give a positive number.")
-    for name in _RATES:
-        if not getattr(config, name) > 0:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Give a positive number.")
-    for name in _NOT_NEGATIVE:
-        if not getattr(config, name) >= 0:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Give 0 or more.")
-    for name, known in _CHOICES.items():
-        if getattr(config, name) not in known:
-            raise SettingError(f"{name} is {getattr(config, name)!r}.", f"Use {', '.join(known[:-1])} or {known[-1]}.")
+    check_settings(config, positive=_POSITIVE, not_negative=_NOT_NEGATIVE)
     if not 0 <= config.decoder < 1:
         raise SettingError(f"decoder is {config.decoder}.", "Give a share from 0 to below 1.")
     if not 0 <= config.ema < 1:

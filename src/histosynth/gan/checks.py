@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 from histosynth.core.errors import SettingError
+from histosynth.core.settings import check_settings
 from histosynth.gan.augmentation.pipe import find_pipe
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
-    "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "drift", "path_length", "channel_stats",
-    "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate", "ada_freeze",
-    "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps", "collapse_stop",
-    "validate_every", "patience", "sample_every",
+    "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "mismatch", "drift", "path_length",
+    "channel_stats", "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate",
+    "ada_freeze", "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps",
+    "collapse_stop", "validate_every", "patience", "sample_every",
 )  # fmt: skip
 _SHARES = (
     "style_mixing", "alpha_on", "alpha_off", "label_real", "label_fake", "channel_stats_decay", "ada_p", "ada_target",
@@ -41,21 +41,7 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
     Raises:
         SettingError: names the setting, its value and the remedy.
     """
-    for name in _POSITIVE:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise SettingError(f"{name} is {value}.", "Use a positive number.")
-    for name in _NOT_NEGATIVE:
-        if not (getattr(config, name) or 0) >= 0:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Use 0 or more.")
-    for name in _SHARES:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
-            raise SettingError(f"{name} is {value}.", "Use a number from 0 to 1.")
-    for name, known in _choices(type(config)).items():
-        if getattr(config, name) not in known:
-            remedy = f"Use {', '.join(known[:-1])} or {known[-1]}."
-            raise SettingError(f"{name} is {getattr(config, name)!r}.", remedy)
+    check_settings(config, positive=_POSITIVE, not_negative=_NOT_NEGATIVE, shares=_SHARES)
     if config.kimg is not None and config.epochs is not None:
         raise SettingError(f"kimg is {config.kimg} and epochs is {config.epochs}.", "Give one of them.")
     if config.batch % config.accumulate:
@@ -79,9 +65,3 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         if of_pixels or config.architecture == "lite":
             why = f"{(*of_pixels, 'architecture')[0]} is set"
         raise SettingError(f"{why}: this works on pixels, and the shipped weights on latents.", "Set init=none.")
-
-
-@cache
-def _choices(settings: type[GanConfig]) -> dict[str, tuple[Any, ...]]:
-    """The words that each setting takes, from its type."""
-    return {name: get_args(hint) for name, hint in get_type_hints(settings).items() if get_origin(hint) is Literal}

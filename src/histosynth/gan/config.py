@@ -152,6 +152,9 @@ class GanConfig:
     """Steps from one gradient penalty to the next."""
     r1_lazy: bool = True
     """A step of its own, r1_every times as strong (StyleGAN2); no: added as it is to the loss of that step."""
+    mismatch: float = 0.0
+    """Weight of a term by which the discriminator tells real tiles with their class from real tiles with another, so
+    that it looks at the class (1605.05396); it learns nothing of fake tiles from it."""
     drift: float = 0.0
     """Weight of the mean squared logit of real tiles."""
     path_length: float = 0.0

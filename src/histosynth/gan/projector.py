@@ -18,6 +18,7 @@ from torch import Tensor
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.progress import Tick, bar
 from histosynth.core.seeds import derive, torch_generator
+from histosynth.core.settings import check_settings
 from histosynth.gan.latents import layered
 from histosynth.gan.likeness import Likeness, load_likeness
 from histosynth.gan.sample import GanGenerator
@@ -63,21 +64,12 @@ class ProjectSettings:
     """Seed of the candidates and of the noise."""
 
     def __post_init__(self) -> None:
-        choices = {"space": ("w", "w+"), "noise": ("fit", "constant"), "start": ("best", "mean")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise SettingError(f"{name} is {getattr(self, name)!r}.", f"Use {' or '.join(known)}.")
-        for name in ("steps", "candidates", "rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}.", "Use a positive number.")
-        for name in ("perceptual", "pixel", "noise_weight", "search"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}.", "Use zero or a positive number.")
-        for name in ("ramp_up", "ramp_down"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"{name} is {getattr(self, name)}.", "Use a number from 0 to 1.")
-        if self.seed < 0:
-            raise SettingError(f"seed is {self.seed}.", "Use 0 or more.")
+        check_settings(
+            self,
+            positive=("steps", "candidates", "rate"),
+            not_negative=("perceptual", "pixel", "noise_weight", "search", "seed"),
+            shares=("ramp_up", "ramp_down"),
+        )
         if not self.pixel and not (self.perceptual and self.encoder != "none"):
             raise SettingError("pixel is 0 and there is no perceptual term.", "Give one of them a weight.")
 

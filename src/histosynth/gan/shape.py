@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from histosynth.autoencoder.network import FACTOR
 from histosynth.core.errors import SettingError
+from histosynth.core.settings import check_settings
 
 Architecture = Literal["stylegan2", "lite"]
 LabelConditioning = Literal["projection", "mapping", "none"]
@@ -14,15 +15,10 @@ ClassEmbedding = Literal["concat", "add"]
 Trunk = Literal["resnet", "skip", "orig"]
 Start = Literal["constant", "code"]
 
-_CHOICES = {
-    "architecture": get_args(Architecture),
-    "label_conditioning": get_args(LabelConditioning),
-    "class_embedding": get_args(ClassEmbedding),
-    "discriminator": get_args(Trunk),
-    "start": get_args(Start),
-}
-_POSITIVE = ("channel_base", "channel_max", "channel_min", "z_dim", "w_dim", "mapping_depth", "mapping_lr")
-_NOT_NEGATIVE = ("classes", "d_channel_base", "d_channel_max", "d_mapping_depth", "cmap_dim")
+_POSITIVE = ("channel_base", "channel_max", "channel_min", "z_dim", "w_dim", "mapping_depth", "mapping_lr",
+             "conv_clamp", "output_clamp")  # fmt: skip
+_NOT_NEGATIVE = ("classes", "d_channel_base", "d_channel_max", "d_mapping_depth", "cmap_dim", "mbstd_group",
+                 "mbstd_channels")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,24 +91,12 @@ class Shape:
     def __post_init__(self) -> None:
         if self.size not in (16, 32, 64, 128, 256, 512, 1024):
             raise SettingError(f"size is {self.size}.", "Use a power of two from 16 to 1024.")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SettingError(f"{name} is {getattr(self, name)!r}.", f"Use {', '.join(choices)}.")
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise SettingError(f"{name} is {getattr(self, name)}.", "Use a positive number.")
-        for name in (*_NOT_NEGATIVE, "mbstd_group", "mbstd_channels"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name} is {getattr(self, name)}.", "Use zero or a positive number.")
+        check_settings(self, positive=_POSITIVE, not_negative=_NOT_NEGATIVE)
         object.__setattr__(self, "autoencoder", tuple(self.autoencoder))  # JSON knows lists only
         if self.autoencoder and (len(self.autoencoder) != 3 or min(self.autoencoder) < 1):
             raise SettingError(f"autoencoder is {self.autoencoder}.", "Give width, blocks and channels, or nothing.")
         if self.autoencoder and self.canvas < 8:
             raise SettingError(f"size is {self.size} on latents.", "Use 32 or more, or space=pixels.")
-        for name in ("conv_clamp", "output_clamp"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"{name} is {value}.", "Use a positive number, or none.")
         if self.mbstd_channels and self.d_channels(4) % self.mbstd_channels:
             raise SettingError(
                 f"mbstd_channels is {self.mbstd_channels}, but there are {self.d_channels(4)} channels at 4 px.",

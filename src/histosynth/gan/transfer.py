@@ -97,8 +97,9 @@ def transfer(
 ) -> Transferred:
     """Copy the tensors of a network of shape `old` into `network` where they fit.
 
-    Rows that belong to a class follow the class name; a class that the old network did not know gets the mean
-    of the old rows plus a little noise, so that it starts as average tissue and can be told apart. Where the labels
+    Rows that belong to a class follow the class name; a class that the old network did not know gets a random row
+    around the mean of the old ones, as far from the other classes as these are from one another: classes that begin
+    nearly alike stay so for long, since nothing tells the discriminator to look at them. Where the labels
     themselves differ (none before, or seen in another way), `relabelled` makes the same function first.
     Layers are named by their resolution, so networks of other sizes share the common ones; the image heads
     of added resolutions start at zero, which makes the larger network begin as the smaller one, enlarged.
@@ -142,13 +143,17 @@ def _take(
 
 def _class_rows(name: str, source: Tensor, old_classes: Sequence[str], new_classes: Sequence[str], seed: int) -> Tensor:
     mean, spread = source.mean(dim=0), source.std(dim=0, unbiased=False).mean()
+    if len(source) == 1:
+        spread = source.square().mean().sqrt()
+    if name.endswith("w_mean"):
+        spread = torch.zeros(())  # follows from the codes, and is measured in the end
     rows = []
     for label in new_classes:
         if label in old_classes:
             rows.append(source[list(old_classes).index(label)])
         else:
             noise = torch.randn(source.shape[1], generator=torch_generator(seed, "new class", name, label))
-            rows.append(mean + 0.1 * spread * noise)
+            rows.append(mean + spread * noise)
     return torch.stack(rows)
 
 
@@ -202,7 +207,7 @@ def _say_classes(old: Shape, new: Shape, known: Sequence[str], classes: Sequence
     unknown = [c for c in classes if c not in known]
     dropped = [c for c in known if c not in classes]
     if unknown:
-        say(f"New to the start weights, so they begin as average tissue: {', '.join(unknown)}")
+        say(f"New to the start weights, so they begin as tissue of any kind: {', '.join(unknown)}")
     if dropped:
         say(f"Classes of the start weights that are left out: {', '.join(dropped)}")
 

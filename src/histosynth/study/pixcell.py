@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from histosynth.core.errors import DataError, SettingError, did_you_mean
+from histosynth.core.errors import DataError, did_you_mean
 from histosynth.core.files import sha256_file
 from histosynth.core.progress import bar, say
 from histosynth.core.seeds import derive, numpy_rng
+from histosynth.core.settings import check_settings
 from histosynth.core.types import Encoder
 from histosynth.study.generators import same_making
 from histosynth.study.references import References, open_references
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from histosynth.diffusion.pixcell import PixCell, PixCellGenerator
 
 Condition = Literal["reference", "prototype", "between", "nothing"]
-_CONDITIONS = ("reference", "prototype", "between", "nothing")
 _CHUNK = 32
 
 
@@ -149,13 +149,7 @@ def draw_zero_shot(
 
 
 def _check(config: PixCellConfig) -> None:
-    if config.condition not in _CONDITIONS:
-        raise SettingError(f"condition is {config.condition!r}.", f"Use {', '.join(_CONDITIONS)}.")
-    for name in ("per_class", "pool"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} is {getattr(config, name)}.", "Give a positive number.")
-    if not 0 <= config.share <= 1:
-        raise SettingError(f"share is {config.share}.", "Give 0 to 1.")
+    check_settings(config, positive=("per_class", "pool"), shares=("share",))
 
 
 def _chosen(table: pd.DataFrame, classes: tuple[str, ...], config: PixCellConfig) -> dict[str, pd.DataFrame]:
