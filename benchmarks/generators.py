@@ -51,7 +51,10 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
         "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out} " + _CLOCK),
         "lora": ("LoRA only", "train diffusion {tiles} {out} --finetune lora " + _CLOCK),
         "adapter": ("Adapter only", "train diffusion {tiles} {out} --finetune adapter " + _CLOCK),
-        "no-classes": ("Without classes", "train diffusion {tiles} {out} --class-dropout 0.9 --ce-weight 0 " + _CLOCK),
+        "no-classes": (
+            "Without classes",
+            "train diffusion {tiles} {out} --class-dropout 0.9 --embedding-dropout 0 --ce-weight 0 " + _CLOCK,
+        ),
         "full": ("All weights", "train diffusion {tiles} {out} --finetune full " + _CLOCK),
         "scratch": ("From scratch", "train diffusion {tiles} {out} --init none " + _CLOCK),
         "transformer": (

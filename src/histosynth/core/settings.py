@@ -38,7 +38,7 @@ def check_settings(
             value = getattr(settings, name)
             if value is not None and not fits(value):
                 raise SettingError(f"{name} is {value}.", remedy)
-    for name, known in _words(type(settings)).items() if words else ():
+    for name, known in _words(settings.__class__).items() if words else ():
         value = getattr(settings, name)
         if value not in known:
             raise SettingError(f"{name} is {value!r}.", f"Use {', '.join(known[:-1])} or {known[-1]}.")
