@@ -14,6 +14,7 @@ from histosynth.core.settings import check_settings
 
 @dataclass
 class Kitchen:
+    pots: int = 1
     heat: float = 1.0
     salt: float | None = None
     lid: float = 0.5
@@ -21,12 +22,14 @@ class Kitchen:
 
 
 def look(kitchen: Kitchen) -> None:
-    check_settings(kitchen, positive=["heat"], not_negative=["salt"], shares=["lid"])
+    check_settings(kitchen, counts=["pots"], positive=["heat"], not_negative=["salt"], shares=["lid"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"pots": 0}, "pots is 0. Give a positive number."),
+        ({"pots": 0.5}, "pots is 0.5"),
         ({"heat": 0}, "heat is 0. Give a positive number."),
         ({"heat": math.nan}, "heat is nan"),
         ({"heat": math.inf}, "heat is inf"),
@@ -43,5 +46,5 @@ def test_what_does_not_fit_is_named_with_its_remedy(changes: dict, message: str)
 
 
 def test_the_ends_of_the_ranges_and_none_pass() -> None:
-    for changes in ({"heat": 1e-9}, {"salt": 0}, {"salt": None}, {"lid": 0}, {"lid": 1}, {"food": "pie"}):
+    for changes in ({"pots": 1}, {"heat": 1e-9}, {"salt": 0}, {"salt": None}, {"lid": 0}, {"lid": 1}, {"food": "pie"}):
         look(Kitchen(**changes))

@@ -349,6 +349,21 @@ def test_every_term_is_logged_and_moves_what_it_should(tmp_path: Path, term: str
     assert moved == {"generator": term[0] == "g", "discriminator": term[0] != "g"}
 
 
+def test_a_relativistic_step_sets_real_against_fake_and_penalises_both(tmp_path: Path) -> None:
+    plain = {"steps": 1, "batch": 1, "log_every": 1, "ada_target": 0.0, "r1_gamma": 1.0, "r1_lazy": False}
+    logged = {}
+    for loss in ("logistic", "relativistic"):
+        path = train_gan(tiles(), tiny_config(**plain, r1_every=1, loss=loss), tmp_path / loss, device="cpu")
+        logged[loss] = {name: float(value) for name, value in rows(path)[0].items() if value}
+    row = logged["relativistic"]
+    # one pair, and neither network has moved when the other is asked
+    ahead = row["real_logit"] - row["fake_logit"]
+    assert row["d_adv"] == pytest.approx(np.log1p(np.exp(-ahead)), rel=1e-4)
+    assert row["g_adv"] == pytest.approx(np.log1p(np.exp(ahead)), rel=1e-4)
+    assert row["acc"] == float(ahead > 0)
+    assert row["r1"] > 1.01 * logged["logistic"]["r1"] > 0
+
+
 def test_the_weights_are_those_of_the_best_score_and_not_the_last(tmp_path: Path) -> None:
     class Falling(Brightness):
         """Best at the second look."""

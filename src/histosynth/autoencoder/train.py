@@ -291,7 +291,7 @@ def _check(data: TileArray, config: AutoencoderConfig) -> None:
         raise DataError(
             f"The tiles have {data.size} px, but size is {config.size}.", "Import the tiles at that size, or set size."
         )
-    check_settings(config, positive=("steps", "batch", "save_every", "width", "blocks"))
+    check_settings(config, counts=("steps", "batch", "save_every", "width", "blocks"))
     if config.part == "decoder" and config.init == "none":
         raise SettingError("part is 'decoder' with init 'none'.", "Give init=base or a checkpoint to start from.")
 

@@ -132,10 +132,10 @@ class DiffusionConfig:
     """Let a pretrained autoencoder work in tiles, for less memory."""
 
 
-_POSITIVE = (
+_COUNTS = (
     "steps", "batch", "accumulate", "save_every", "bank", "tokens", "heads", "sample_steps", "validate_tiles",
-    "lr_base", "lr_lora", "lr_adapter", "clip",
 )  # fmt: skip
+_RATES = ("lr_base", "lr_lora", "lr_adapter", "clip")
 _NOT_NEGATIVE = ("warmup", "weight_decay", "ce_weight", "min_snr", "align", "guidance", "validate_every",
                  "sample_every", "layers", "width")  # fmt: skip
 
@@ -146,7 +146,7 @@ def check_config(config: DiffusionConfig) -> None:
     Raises:
         SettingError: names the setting and its value.
     """
-    check_settings(config, positive=_POSITIVE, not_negative=_NOT_NEGATIVE)
+    check_settings(config, counts=_COUNTS, positive=_RATES, not_negative=_NOT_NEGATIVE)
     if not 0 <= config.decoder < 1:
         raise SettingError(f"decoder is {config.decoder}.", "Give a share from 0 to below 1.")
     if not 0 <= config.ema < 1:

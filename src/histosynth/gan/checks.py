@@ -48,6 +48,11 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         raise SettingError(
             f"accumulate is {config.accumulate}, which does not divide batch, {config.batch}.", "Use a divisor."
         )
+    if config.class_groups and (config.sampling != "balanced" or config.architecture == "lite"):
+        of = "sampling=natural" if config.sampling != "balanced" else "architecture=lite"
+        raise SettingError(
+            f"class_groups is set with {of}.", "Leave it out; it is for balanced sampling and stylegan2."
+        )
     if config.freeze_d and config.architecture == "lite":
         raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
     find_pipe(config.ada_pipe)

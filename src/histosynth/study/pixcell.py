@@ -149,7 +149,7 @@ def draw_zero_shot(
 
 
 def _check(config: PixCellConfig) -> None:
-    check_settings(config, positive=("per_class", "pool"), shares=("share",))
+    check_settings(config, counts=("per_class", "pool"), shares=("share",))
 
 
 def _chosen(table: pd.DataFrame, classes: tuple[str, ...], config: PixCellConfig) -> dict[str, pd.DataFrame]:
