@@ -48,12 +48,13 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
         "poc-cgan": ("poc-cgan", "train gan {tiles} {out} --config gan/poc-cgan --size 64 --schedule clock"),
     },
     "diffusion": {
-        "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out} " + _CLOCK),
+        "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out} --finetune adapter_lora " + _CLOCK),
         "lora": ("LoRA only", "train diffusion {tiles} {out} --finetune lora " + _CLOCK),
         "adapter": ("Adapter only", "train diffusion {tiles} {out} --finetune adapter " + _CLOCK),
         "no-classes": (
-            "Without classes",
-            "train diffusion {tiles} {out} --class-dropout 0.9 --embedding-dropout 0 --ce-weight 0 " + _CLOCK,
+            "All weights, without classes",
+            "train diffusion {tiles} {out} --finetune full --class-dropout 0.9 --embedding-dropout 0 --ce-weight 0 "
+            + _CLOCK,
         ),
         "full": ("All weights", "train diffusion {tiles} {out} --finetune full " + _CLOCK),
         "scratch": ("From scratch", "train diffusion {tiles} {out} --init none " + _CLOCK),

@@ -53,4 +53,5 @@ def make_tiles(counts: dict[str, int], size: int = 16, seed: int = 0) -> TileArr
 
 def tuning(base: Path, **changes: object) -> DiffusionConfig:
     settings = {k: v for k, v in TINY.items() if k not in ("backbone", "width", "layers", "heads", "tokens")}
-    return DiffusionConfig(**{**settings, "init": str(base), "lora_rank": 2, "lr_lora": 1e-2, **changes})
+    settings |= {"init": str(base), "finetune": "adapter_lora", "lora_rank": 2, "lr_lora": 1e-2}
+    return DiffusionConfig(**{**settings, **changes})

@@ -110,7 +110,7 @@ def pixcell_run(folder: Path, out: Path, encoder: ColourMeans, **changes: object
 def test_pixcell_is_adapted_by_the_same_recipe_and_not_copied(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pixcell")
     native = ColourMeans("uni2-h", 12)
-    path = pixcell_run(folder, tmp_path / "run", native)
+    path = pixcell_run(folder, tmp_path / "run", native, finetune="auto")
     tensors, card = load_checkpoint(path)
     assert not any(name.startswith(("transformer.", "autoencoder.")) for name in tensors)
     assert card["backbone"] == "pixcell" and "NC" in card["licence"] and card["conditioner"]["identity"]

@@ -16,6 +16,7 @@ from histosynth.core.training import Clock, rate
 from histosynth.diffusion import backbone as backbone_module
 from histosynth.diffusion import train as train_module
 from histosynth.diffusion.model import export_base, load_model
+from histosynth.diffusion.start import way_of_tuning
 from histosynth.diffusion.train import DiffusionConfig, choose_trained, train_diffusion
 from histosynth.tiles.batches import TileArray
 from tests.diffusion.helpers import CLASSES, TINY, ColourMeans, make_tiles, tuning
@@ -68,6 +69,21 @@ def test_each_way_of_fine_tuning_trains_its_part(base_path: Path, mode: str) -> 
     assert model.conditioner.class_tokens.weight.requires_grad
     names = [n for n, p in model.transformer.named_parameters() if p.requires_grad]
     assert all("lora_" in n for n in names) == (mode != "full")
+
+
+def test_left_open_all_weights_of_a_compact_start_learn(
+    tiles: TileArray, encoder: ColourMeans, base_path: Path, tmp_path: Path
+) -> None:
+    model = load_model(base_path)
+    assert way_of_tuning(model, tuning(base_path, finetune="auto")) == "full"
+    assert way_of_tuning(model, tuning(base_path, finetune="lora")) == "lora"
+    assert way_of_tuning(model, tuning(base_path, finetune="adapter", init="none")) == "full"
+    path = train_diffusion(
+        tiles, tuning(base_path, finetune="auto", steps=1), tmp_path / "run", device="cpu", encoder=encoder
+    )
+    moved = changed(base_path, path)
+    assert any(".ff." in name for name in moved)
+    assert not path.with_name("lora.safetensors").exists()
 
 
 @pytest.mark.parametrize("at", [1, 4])  # before the first state is saved, when the decoder is done, and after

@@ -15,7 +15,7 @@ from histosynth.tiles.batches import Sampling
 if TYPE_CHECKING:
     from histosynth.tiles.batches import TileArray
 
-Finetune = Literal["adapter_lora", "lora", "adapter", "full"]
+Finetune = Literal["auto", "adapter_lora", "lora", "adapter", "full"]
 Levels = Literal["uniform", "logit-normal"]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -49,8 +49,10 @@ class DiffusionConfig:
     these tiles; the latents stay. 0 for none. For starts of this project."""
     encoder: str = "tissue-tiny"
     """The frozen encoder whose embeddings condition the denoiser."""
-    finetune: Finetune = "adapter_lora"
-    """What is trained of a start: "adapter_lora", "adapter", "lora" or "full". With init=none, always all."""
+    finetune: Finetune = "auto"
+    """What is trained of a start: "full", "adapter_lora" (a few megabytes to share), "adapter" or "lora"; "auto" is
+    "full" for the compact networks, which learn far more that way in the same time, and "adapter_lora" for models of
+    others. With init=none, always all."""
     lora_rank: int = 8
     """Rank of the low-rank matrices."""
     lora_alpha: float = 16.0

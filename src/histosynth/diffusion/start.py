@@ -18,7 +18,7 @@ from histosynth.core.seeds import derive
 from histosynth.core.types import EncoderCard
 from histosynth.diffusion.adapter import carry_over
 from histosynth.diffusion.backbone import SHAPES, Backbone, Compact, architecture_in
-from histosynth.diffusion.config import DiffusionConfig
+from histosynth.diffusion.config import DiffusionConfig, Finetune
 from histosynth.diffusion.lora import LoraShape, attach_lora, lora_shape, lora_targets
 from histosynth.diffusion.model import LatentDiffusion, load_model, with_conditioner
 from histosynth.diffusion.pixcell.cards import CARDS
@@ -97,6 +97,15 @@ def open_backbone(source: dict[str, Any], size: int) -> Backbone:
     raise CheckpointError(f"The checkpoint's backbone is a {source['kind']!r}.", "Update histosynth.")
 
 
+def way_of_tuning(model: LatentDiffusion, config: DiffusionConfig) -> Finetune:
+    """What is trained: `config.finetune` without its "auto"."""
+    if config.init == "none":
+        return "full"
+    if config.finetune != "auto":
+        return config.finetune
+    return "full" if model.backbone.whole else "adapter_lora"
+
+
 def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict[str, Any]]:
     """Freeze and thaw as `config.finetune` says, attach LoRA, and give AdamW's parameter groups.
 
@@ -105,7 +114,7 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
     Raises:
         SettingError: a LoRA target that matches nothing, or blocks that are not there.
     """
-    mode = "full" if config.init == "none" else config.finetune
+    mode = way_of_tuning(model, config)
     conditioner = model.conditioner
     model.transformer.requires_grad_(mode == "full").train()
     fixed = conditioner.shape.identity  # "told nothing" is then the pretrained one, through the adapter

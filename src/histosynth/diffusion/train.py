@@ -32,7 +32,7 @@ from histosynth.diffusion.memory import say_memory
 from histosynth.diffusion.model import Bank, LatentDiffusion, save_model
 from histosynth.diffusion.report import card_of, save_panels
 from histosynth.diffusion.share import save_lora
-from histosynth.diffusion.start import choose_trained, halve, start_model
+from histosynth.diffusion.start import choose_trained, halve, start_model, way_of_tuning
 from histosynth.diffusion.validation import Best, Validation
 from histosynth.diffusion.workers import Workers
 from histosynth.tiles.batches import TileArray
@@ -192,7 +192,7 @@ def train_diffusion(
         if workers.main:
             save_panels(run.sample_path("final.png"), model, data, embeddings, config)
             card = card_of(run, model, data, config, step, parameters, best)
-            if config.init != "none" and config.finetune != "full":
+            if way_of_tuning(model, config) != "full":
                 save_lora(run.checkpoint_path("lora"), model, card)
             save_model(path, model, card)
             run.finish(checkpoint=path.name, steps=step, parameters=card["parameters"])
