@@ -19,7 +19,7 @@ RICH: dict[str, Any] = {
     "channel_stats": 1.0, "perceptual": 1.0, "saturation": 1.0, "saturation_above": 0.1, "feature_matching": 1.0,
     "diversity": 1.0, "diversity_below": 1.0, "drift": 0.1, "saturation_guard": True, "saturation_limit": 0.1,
     "d_stop_steps": 50, "clip_g": 1.0, "clip_d": 1.0, "workers": 2, "label_conditioning": "mapping",
-    "validate_every": 2, "validate_per_class": 2, "loss": "relativistic", "class_groups": True, "mismatch": 0.5,
+    "validate_every": 2, "validate_per_class": 2, "loss": "relativistic", "class_groups": True,
 }  # fmt: skip
 LITE: dict[str, Any] = {
     "architecture": "lite", "class_embedding": "add", "head": "tissue-tiny", "head_mode": "features",

@@ -33,7 +33,6 @@ def parsed(command: str) -> GanConfig:
         ({"size": 33}, "size is 33"),
         ({"class_groups": True, "sampling": "natural"}, "class_groups is set with sampling=natural"),
         ({"class_groups": True, "architecture": "lite", "init": "none"}, "class_groups is set with architecture=lite"),
-        ({"mismatch": -1.0}, "mismatch is -1"),
         ({"batch": 9, "accumulate": 2}, "accumulate is 2, which does not divide batch, 9"),
         ({"kimg": 5.0, "epochs": 3}, "kimg is 5.0 and epochs is 3"),
         ({"architecture": "lite", "freeze_d": 1}, "freeze_d"),
@@ -70,6 +69,22 @@ def test_shape_takes_every_setting_of_the_networks() -> None:
     assert (shape.classes, shape.channel_base, shape.mbstd_group, shape.conv_clamp) == (4, 300, 2, 256.0)
     assert shape.noise is False and shape.class_embedding == "add" and shape.output_clamp is None
     assert replace(config, conditional=False).shape(4).classes == 0
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_what_is_left_open_follows_from_where_the_networks_work(size: int) -> None:
+    names = ("space", "loss", "class_groups", "channel_base", "channel_max", "noise", "head", "ada_pipe")
+
+    def settled(**given: Any) -> tuple[object, ...]:
+        config = GanConfig(size=size, init="none", **given)
+        return tuple(getattr(config, name) for name in names)
+
+    on_latents = ("latents", "relativistic", True, 16 * size, 64, True, "", "latents")
+    assert settled() == on_latents
+    assert settled(sampling="natural") == ("latents", "relativistic", False, *on_latents[3:])
+    assert settled(channel_max=48)[3:5] == (12 * size, 48)
+    assert settled(channel_base=512, loss="logistic", class_groups=False)[1:5] == ("logistic", False, 512, 64)
+    assert settled(space="pixels") == ("pixels", "logistic", False, 2048, 128, False, "tissue-tiny", "tissue")
 
 
 def test_the_command_repeats_the_settings() -> None:

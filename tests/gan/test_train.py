@@ -326,7 +326,6 @@ TERMS = {
     "g_diversity": {"diversity": 100.0, "diversity_below": 1.0},
     "g_path": {"path_length": 2.0},
     "d_drift": {"drift": 10.0},
-    "d_mismatch": {"mismatch": 10.0},
     "r1": {"r1_gamma": 10.0},
 }
 

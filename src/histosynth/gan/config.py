@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from histosynth.autoencoder.network import AutoencoderShape
+from histosynth.autoencoder.network import FACTOR, AutoencoderShape
 from histosynth.core.checkpoint import read_card
 from histosynth.gan.augmentation.pipe import ANY_CHANNELS
 from histosynth.gan.checks import check
@@ -81,10 +81,11 @@ class GanConfig:
     start: Literal["constant", "code"] = "code"
     """What the generator begins with at 4 px: a constant (StyleGAN2), or that plus a linear map of the style code, with
     which tiles differ in layout much earlier."""
-    channel_base: int = 2048
-    """Feature channels at r pixels are channel_base / r, at most channel_max."""
-    channel_max: int = 128
-    """Most feature channels anywhere."""
+    channel_base: int | None = None
+    """Feature channels at r pixels are channel_base / r, at most channel_max; none: 2048 on pixels, channel_max at
+    every width on latents."""
+    channel_max: int | None = None
+    """Most feature channels anywhere; none: 128 on pixels, 64 on latents."""
     channel_min: int = 1
     """Fewest feature channels anywhere."""
     d_channel_base: int = 0
@@ -106,9 +107,9 @@ class GanConfig:
     """Features are cut to +- this value (256 keeps half precision safe); 0: never."""
     mbstd_group: int = 4
     """Tiles over which the discriminator compares the spread of features; 0: the whole batch."""
-    class_groups: bool = False
+    class_groups: bool | None = None
     """Deal tiles of one class to each group, so that the discriminator sees when the tiles of a class grow alike; no:
-    a group mixes classes, whose differences hide that (StyleGAN2)."""
+    a group mixes classes, whose differences hide that (StyleGAN2). none: on latents, where sampling is balanced."""
     style_mixing: float = 0.5
     """Probability that a fake tile takes its fine layers from a second code of its class."""
 
@@ -139,22 +140,20 @@ class GanConfig:
     """Gate: steps before it may turn again."""
 
     # --- losses
-    loss: Literal["logistic", "bce", "relativistic"] = "logistic"
+    loss: Literal["auto", "logistic", "bce", "relativistic"] = "auto"
     """logistic: non-saturating; bce: cross-entropy with smoothed labels; relativistic: every fake tile against a real
-    one of its class, with the gradient penalty on both (R3GAN)."""
+    one of its class, with the gradient penalty on both (R3GAN); auto: relativistic on latents, logistic on pixels."""
     label_real: float = 0.9
     """bce: label of real tiles."""
     label_fake: float = 0.0
     """bce: label of fake tiles."""
     r1_gamma: float | None = None
-    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, 0.3 on latents; 0: no penalty."""
+    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, on latents 0.01 where the loss
+    is relativistic and else 0.3; 0: no penalty."""
     r1_every: int = 16
     """Steps from one gradient penalty to the next."""
     r1_lazy: bool = True
     """A step of its own, r1_every times as strong (StyleGAN2); no: added as it is to the loss of that step."""
-    mismatch: float = 0.0
-    """Weight of a term by which the discriminator tells real tiles with their class from real tiles with another, so
-    that it looks at the class (1605.05396); it learns nothing of fake tiles from it."""
     drift: float = 0.0
     """Weight of the mean squared logit of real tiles."""
     path_length: float = 0.0
@@ -304,10 +303,17 @@ class GanConfig:
             latents = start is not False and self.size >= least and self.architecture == "stylegan2"
             latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
-        if self.noise is None:
-            object.__setattr__(self, "noise", latents)
-        for name, on_latents, on_pixels in (("head", "", "tissue-tiny"), ("ada_pipe", "latents", "tissue")):
-            if getattr(self, name) == "auto":
+        most = (64 if latents else 128) if self.channel_max is None else self.channel_max
+        for name, on_latents, on_pixels in (
+            ("noise", True, False),
+            ("head", "", "tissue-tiny"),
+            ("ada_pipe", "latents", "tissue"),
+            ("loss", "relativistic", "logistic"),
+            ("class_groups", self.sampling == "balanced", False),
+            ("channel_max", most, most),
+            ("channel_base", most * self.size // FACTOR, 2048),
+        ):
+            if getattr(self, name) in (None, "auto"):
                 object.__setattr__(self, name, on_latents if latents else on_pixels)
 
     def _of_pixels(self) -> list[str]:

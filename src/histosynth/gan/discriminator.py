@@ -92,17 +92,10 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Images in [-1, 1] and int64 [N] -> float32 logits [N]; without conditioning, labels are not read."""
-        return self.logits(self.embed(images, dtype), labels)
-
-    def embed(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Images in [-1, 1] -> float32 [N, C]: everything but the class."""
         x = self.features(images, dtype).float()
         x = x if self.minibatch_std is None else self.minibatch_std(x)
         x = x if self.conv is None else self.conv(x)
-        return self.dense(x.flatten(1))
-
-    def logits(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """What `embed` gives, and int64 [N] -> float32 logits [N]."""
+        x = self.dense(x.flatten(1))
         out = self.head(x)
         if self.mapping is not None:
             return (out * self.mapping(None, labels)).sum(dim=1) / math.sqrt(out.shape[1])

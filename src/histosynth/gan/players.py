@@ -74,7 +74,7 @@ class Players:
         self.discriminator.freeze_highest(config.freeze_d)
         self.making = _learnable(self.generator)
         self.judging = [*_learnable(self.discriminator), *(_learnable(self.head) if self.head else [])]
-        usual = LATENT_R1_GAMMA if shape.autoencoder else default_r1_gamma(config.size, config.batch)
+        usual = LATENT_R1_GAMMA[config.loss] if shape.autoencoder else default_r1_gamma(config.size, config.batch)
         self.gamma = usual if config.r1_gamma is None else config.r1_gamma
 
         # lazy regularisation (1912.04958, appendix B): a network makes one more step every so many

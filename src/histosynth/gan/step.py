@@ -161,12 +161,10 @@ class TrainingStep:
         kept = []
         for part in parts:
             real, fake = self._augment(part.real, part), self._augment(part.fake, part)
-            real_logits, real_head, fake_logits, fake_head, wrong_logits = self._judge_both(real, fake, part)
+            real_logits, real_head, fake_logits, fake_head = self._judge_both(real, fake, part.labels)
             terms = {"d_adv": (1.0, self._telling(real_logits, fake_logits))}
             if real_head is not None and fake_head is not None:
                 terms["d_head"] = 1.0, self._telling(real_head, fake_head)
-            if wrong_logits is not None:
-                terms["d_mismatch"] = config.mismatch, self._telling(real_logits, wrong_logits)
             if config.drift:
                 terms["d_drift"] = config.drift, drift_penalty(real_logits)
             if penalise and not config.r1_lazy:
@@ -192,23 +190,15 @@ class TrainingStep:
         return self._joined(logits, seen)
 
     def _judge_both(
-        self, real: Tensor, fake: Tensor, part: Part
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
-        """`_judge` of real and of fake tiles, and the logits of the real ones with a wrong class, where they are used.
-        The head sees real and fake as one batch, which is a fifth faster; the discriminator compares the tiles of a
-        batch with one another, so it may not."""
-        players, labels = self.players, part.labels
+        self, real: Tensor, fake: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """`_judge` of real and of fake tiles. The head sees them as one batch, which is a fifth faster; the
+        discriminator compares the tiles of a batch with one another, so it may not."""
+        players = self.players
         seen = self._through_head(torch.cat([real, fake]), torch.cat([labels, labels]))
         halves = (None, None) if seen is None else seen.chunk(2)
-        judge, classes, wrong = players.discriminator, players.discriminator.shape.classes, None
-        if self.config.mismatch and classes > 1:
-            embedded = judge.embed(real, players.dtype)
-            other = torch.randint(1, classes, (len(labels),), generator=part.draw, device=part.draw.device)
-            real_logits, wrong = judge.logits(embedded, labels), judge.logits(embedded, (labels + other) % classes)
-        else:
-            real_logits = judge(real, labels, players.dtype)
-        fake_logits = judge(fake, labels, players.dtype)
-        return *self._joined(real_logits, halves[0]), *self._joined(fake_logits, halves[1]), wrong
+        real_logits, fake_logits = (players.discriminator(x, labels, players.dtype) for x in (real, fake))
+        return *self._joined(real_logits, halves[0]), *self._joined(fake_logits, halves[1])
 
     def _rivals(self, part: Part) -> tuple[Tensor | None, Tensor | None]:
         """`_judge` of the real tiles that the fake ones are measured against; none where they are not."""
