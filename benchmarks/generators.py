@@ -45,7 +45,11 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
     "gan": {
         "base": ("From the shipped base", "train gan {tiles} {out} " + _COSINE),
         "scratch": ("From scratch", "train gan {tiles} {out} --init none " + _COSINE),
-        "poc-cgan": ("poc-cgan", "train gan {tiles} {out} --config gan/poc-cgan --size 64 --schedule clock"),
+        "poc-cgan": (  # PathoDuet's weights cannot be had by everyone
+            "poc-cgan, tissue-tiny for PathoDuet",
+            "train gan {tiles} {out} --config gan/poc-cgan --size 64 --head tissue-tiny "
+            "--perceptual-encoder tissue-tiny --schedule clock",
+        ),
     },
     "diffusion": {
         "base": ("Adapter + LoRA + classes", "train diffusion {tiles} {out} --finetune adapter_lora " + _CLOCK),
