@@ -20,8 +20,8 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
     "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "auxiliary_classifier", "drift",
-    "path_length", "channel_stats", "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain",
-    "ada_rate", "ada_freeze", "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps",
+    "path_length", "channel_stats", "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate",
+    "ada_freeze", "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps",
     "collapse_stop", "validate_every", "patience", "sample_every",
 )  # fmt: skip
 _SHARES = (
