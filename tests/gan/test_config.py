@@ -31,7 +31,6 @@ def parsed(command: str) -> GanConfig:
         ({"precision": "fp8"}, "precision is 'fp8'.*auto, fp32 or bf16"),
         ({"loss": "hinge"}, "loss is 'hinge'.*logistic, bce or relativistic"),
         ({"size": 33}, "size is 33"),
-        ({"auxiliary_classifier": 1.0, "label_conditioning": "mapping"}, "auxiliary_classifier is 1 with label_cond"),
         ({"class_groups": True, "sampling": "natural"}, "class_groups is set with sampling=natural"),
         ({"class_groups": True, "architecture": "lite", "init": "none"}, "class_groups is set with architecture=lite"),
         ({"batch": 9, "accumulate": 2}, "accumulate is 2, which does not divide batch, 9"),

@@ -26,7 +26,7 @@ from histosynth.gan.crew import Crew
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator
 from histosynth.gan.guards import CollapseMonitor
-from histosynth.gan.players import Players, to_network
+from histosynth.gan.players import Players
 from histosynth.gan.sample import GanGenerator, load_discriminator
 from histosynth.gan.train import train_gan
 from histosynth.gan.transfer import export_base, start_from
@@ -346,27 +346,6 @@ def test_every_term_is_logged_and_moves_what_it_should(tmp_path: Path, term: str
     }
     # both learn on tiles that were drawn before either moved
     assert moved == {"generator": term[0] == "g", "discriminator": term[0] != "g"}
-
-
-def test_the_auxiliary_classifier_reads_real_tiles_and_teaches_both() -> None:
-    images, labels = torch.from_numpy(tiles().images[:12]), torch.arange(12) % 3
-    states = []
-    for weight in (0.0, 2.0):
-        config = tiny_config(auxiliary_classifier=weight, r1_gamma=0.0, ada_target=0.0, batch=12, log_every=99)
-        learner = stepping.TrainingStep(config, ("A", "B", "C"), Crew.join("cpu"), 1)
-        judge = learner.players.discriminator
-        seen = judge.embed(to_network(images, torch.device("cpu")))
-        by_class = torch.stack([judge.judge(seen, torch.full_like(labels, k)) for k in range(3)], dim=1)
-        expected = torch.nn.functional.cross_entropy(by_class, labels).item()  # what the classes share drops out
-        learner(0, images, labels)
-        row = learner.meter.row()
-        assert ("d_class" in row) == ("g_class" in row) == (weight > 0)
-        states.append(learner.players.state())
-    assert row["d_class"] == pytest.approx(expected, rel=1e-4)
-    assert row["d_loss"] == pytest.approx(row["d_adv"] + 2 * row["d_class"], rel=1e-5)
-    assert row["g_loss"] == pytest.approx(row["g_adv"] + 2 * row["g_class"], rel=1e-5)
-    for name in ("generator", "discriminator"):
-        assert any(not torch.equal(v, states[1][name][k]) for k, v in states[0][name].items()), name
 
 
 def test_a_relativistic_step_sets_real_against_fake_and_penalises_both(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
-    "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "auxiliary_classifier", "drift",
-    "path_length", "channel_stats", "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate",
+    "alpha_max", "alpha_step", "alpha_freeze", "alpha_dwell", "r1_gamma", "drift", "path_length",
+    "channel_stats", "perceptual", "saturation", "feature_matching", "diversity", "spread", "ada_gain", "ada_rate",
     "ada_freeze", "clip_g", "clip_d", "saturation_perceptual_min", "saturation_alpha_min", "d_stop_steps",
     "collapse_stop", "validate_every", "patience", "sample_every",
 )  # fmt: skip
@@ -52,11 +52,6 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         of = "sampling=natural" if config.sampling != "balanced" else "architecture=lite"
         raise SettingError(
             f"class_groups is set with {of}.", "Leave it out; it is for balanced sampling and stylegan2."
-        )
-    if config.auxiliary_classifier and config.label_conditioning != "projection":
-        raise SettingError(
-            f"auxiliary_classifier is {config.auxiliary_classifier:g} with label_conditioning=mapping.",
-            "Set label_conditioning=projection, whose embeddings classify, or leave it out.",
         )
     if config.freeze_d and config.architecture == "lite":
         raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")

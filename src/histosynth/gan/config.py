@@ -154,9 +154,6 @@ class GanConfig:
     """Steps from one gradient penalty to the next."""
     r1_lazy: bool = True
     """A step of its own, r1_every times as strong (StyleGAN2); no: added as it is to the loss of that step."""
-    auxiliary_classifier: float = 0.0
-    """Weight of the cross-entropy of the class, which the discriminator learns to read in real tiles and the generator
-    to have read in its own (AC-GAN, 1610.09585); the embeddings of the projection classify."""
     drift: float = 0.0
     """Weight of the mean squared logit of real tiles."""
     path_length: float = 0.0

@@ -92,29 +92,16 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Images in [-1, 1] and int64 [N] -> float32 logits [N]; without conditioning, labels are not read."""
-        return self.judge(self.embed(images, dtype), labels)
-
-    def embed(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Images in [-1, 1] -> float32 [N, C]: all but the class."""
         x = self.features(images, dtype).float()
         x = x if self.minibatch_std is None else self.minibatch_std(x)
         x = x if self.conv is None else self.conv(x)
-        return self.dense(x.flatten(1))
-
-    def judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """What `embed` gives, and int64 [N] -> float32 logits [N]."""
+        x = self.dense(x.flatten(1))
         out = self.head(x)
         if self.mapping is not None:
             return (out * self.mapping(None, labels)).sum(dim=1) / math.sqrt(out.shape[1])
         if self.embedding is not None:
             return out.squeeze(1) + (x * self.embedding[labels]).sum(dim=1) / math.sqrt(x.shape[1])
         return out.squeeze(1)
-
-    def classify(self, x: Tensor) -> Tensor:
-        """What `embed` gives -> float32 logits [N, classes] of the class, by the embeddings of the projection, which
-        are the weights of a classifier (1802.05637, section 3)."""
-        assert self.embedding is not None
-        return x @ self.embedding.T / math.sqrt(x.shape[1])
 
     def freeze_highest(self, blocks: int) -> None:
         """Freeze-D (2002.10964): the first `blocks` blocks, which see the finest detail, stop learning."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from histosynth.core.seeds import derive
@@ -47,15 +46,6 @@ class Part:
     fake: Tensor | None = None
 
 
-class Verdict(NamedTuple):
-    """What the discriminators say of N tiles: logits [N]; [N, k] of the head, where it has a loss of its own;
-    [N, classes], where the class is asked."""
-
-    logits: Tensor
-    head: Tensor | None = None
-    classes: Tensor | None = None
-
-
 class TrainingStep:
     """Makes steps of the networks, the losses' running numbers and the guards.
 
@@ -74,7 +64,6 @@ class TrainingStep:
         self.statistics = ChannelStatistics(config.channel_stats_decay)
         self.path = PathLength(weight=1.0)
         self.relativistic = config.loss == "relativistic"
-        self.names_classes = config.auxiliary_classifier > 0 and self.players.discriminator.embedding is not None
 
     def __call__(self, step: int, images: Tensor, labels: Tensor, progress: float | None = None) -> None:
         """Step number `step` on a whole batch, uint8 [N, 3, S, S] and int64 [N].
@@ -122,12 +111,11 @@ class TrainingStep:
         for part in parts:
             fake = generator(**self._codes(part, part.labels), dtype=players.dtype)
             seen = self._augment(fake, part)
-            said, rivals = self._judge(seen, part.labels), self._rivals(part)
-            terms = {"g_adv": (1.0, self._fooling(said.logits, rivals and rivals.logits))}
-            if said.head is not None:
-                terms["g_head"] = steering.alpha, self._fooling(said.head, rivals and rivals.head)
-            if said.classes is not None:
-                terms["g_class"] = config.auxiliary_classifier, F.cross_entropy(said.classes, part.labels)
+            logits, head_logits = self._judge(seen, part.labels)
+            rivals, head_rivals = self._rivals(part)
+            terms = {"g_adv": (1.0, self._fooling(logits, rivals))}
+            if head_logits is not None:
+                terms["g_head"] = steering.alpha, self._fooling(head_logits, head_rivals)
             if config.channel_stats:
                 terms["g_stats"] = config.channel_stats, self.statistics.penalty(fake)
             if config.perceptual:
@@ -173,19 +161,17 @@ class TrainingStep:
         kept = []
         for part in parts:
             real, fake = self._augment(part.real, part), self._augment(part.fake, part)
-            of_real, of_fake = self._judge_both(real, fake, part.labels)
-            terms = {"d_adv": (1.0, self._telling(of_real.logits, of_fake.logits))}
-            if of_real.head is not None and of_fake.head is not None:
-                terms["d_head"] = 1.0, self._telling(of_real.head, of_fake.head)
-            if of_real.classes is not None:
-                terms["d_class"] = config.auxiliary_classifier, F.cross_entropy(of_real.classes, part.labels)
+            real_logits, real_head, fake_logits, fake_head = self._judge_both(real, fake, part.labels)
+            terms = {"d_adv": (1.0, self._telling(real_logits, fake_logits))}
+            if real_head is not None and fake_head is not None:
+                terms["d_head"] = 1.0, self._telling(real_head, fake_head)
             if config.drift:
-                terms["d_drift"] = config.drift, drift_penalty(of_real.logits)
+                terms["d_drift"] = config.drift, drift_penalty(real_logits)
             if penalise and not config.r1_lazy:
                 terms["r1"] = players.gamma / 2, self._gradient_penalty(part)
             self._backward(step, "d_loss", terms, len(parts))
-            self.meter.add(step, real_logit=of_real.logits.mean(), fake_logit=of_fake.logits.mean())
-            kept.append((of_real.logits - of_fake.logits if self.relativistic else of_real.logits).detach())
+            self.meter.add(step, real_logit=real_logits.mean(), fake_logit=fake_logits.mean())
+            kept.append((real_logits - fake_logits if self.relativistic else real_logits).detach())
         players.descend("discriminator", "head", clip=config.clip_d)
 
         if penalise and config.r1_lazy:
@@ -197,20 +183,27 @@ class TrainingStep:
             players.descend("discriminator", clip=config.clip_d)
         return torch.cat(kept)
 
-    def _judge(self, images: Tensor, labels: Tensor) -> Verdict:
-        return self._verdict(images, labels, self._through_head(images, labels))
+    def _judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [N]; and [N, k] of the head, where it has a loss of its own."""
+        logits = self.players.discriminator(images, labels, self.players.dtype)
+        seen = self._through_head(images, labels)
+        return self._joined(logits, seen)
 
-    def _judge_both(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Verdict, Verdict]:
+    def _judge_both(
+        self, real: Tensor, fake: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """`_judge` of real and of fake tiles. The head sees them as one batch, which is a fifth faster; the
         discriminator compares the tiles of a batch with one another, so it may not."""
+        players = self.players
         seen = self._through_head(torch.cat([real, fake]), torch.cat([labels, labels]))
-        of_real, of_fake = (None, None) if seen is None else seen.chunk(2)
-        return self._verdict(real, labels, of_real), self._verdict(fake, labels, of_fake)
+        halves = (None, None) if seen is None else seen.chunk(2)
+        real_logits, fake_logits = (players.discriminator(x, labels, players.dtype) for x in (real, fake))
+        return *self._joined(real_logits, halves[0]), *self._joined(fake_logits, halves[1])
 
-    def _rivals(self, part: Part) -> Verdict | None:
+    def _rivals(self, part: Part) -> tuple[Tensor | None, Tensor | None]:
         """`_judge` of the real tiles that the fake ones are measured against; none where they are not."""
         if not self.relativistic:
-            return None
+            return None, None
         with torch.no_grad():
             return self._judge(self._augment(part.real, part), part.labels)
 
@@ -231,15 +224,10 @@ class TrainingStep:
             return None
         return self.players.head(images, labels, self.players.dtype)
 
-    def _verdict(self, images: Tensor, labels: Tensor, seen: Tensor | None) -> Verdict:
-        """Args: `seen` is what the head says."""
-        judge = self.players.discriminator
-        embedded = judge.embed(images, self.players.dtype)
-        logits = judge.judge(embedded, labels)
-        classes = judge.classify(embedded) if self.names_classes else None
+    def _joined(self, logits: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if seen is None or not self.config.head_joint:
-            return Verdict(logits, seen, classes)
-        return Verdict(logits + self.steering.alpha * seen.mean(dim=1), None, classes)
+            return logits, seen
+        return logits + self.steering.alpha * seen.mean(dim=1), None
 
     def _gradient_penalty(self, part: Part) -> Tensor:
         """R1, relativistic: R1 + R2; in float32, since a gradient of a gradient loses too much in bfloat16. The head
