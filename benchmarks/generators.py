@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
         "base": ("From the shipped base", "train gan {tiles} {out} " + _COSINE),
         "scratch": ("From scratch", "train gan {tiles} {out} --init none " + _COSINE),
         "poc-cgan": (  # PathoDuet's weights cannot be had by everyone
-            "poc-cgan, tissue-tiny for PathoDuet",
+            "poc-cgan (tissue-tiny)",
             "train gan {tiles} {out} --config gan/poc-cgan --size 64 --head tissue-tiny "
             "--perceptual-encoder tissue-tiny --schedule clock",
         ),
