@@ -22,6 +22,7 @@ from histosynth.core.checkpoint import load_checkpoint, load_state, read_card
 from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
 from histosynth.gan import record
 from histosynth.gan import step as stepping
+from histosynth.gan.config import GanConfig
 from histosynth.gan.crew import Crew
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator
@@ -346,6 +347,20 @@ def test_every_term_is_logged_and_moves_what_it_should(tmp_path: Path, term: str
     }
     # both learn on tiles that were drawn before either moved
     assert moved == {"generator": term[0] == "g", "discriminator": term[0] != "g"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gamma"),
+    [
+        ({}, 0.01),
+        ({"loss": "logistic"}, 0.3),
+        ({"r1_gamma": 2.0}, 2.0),
+        ({"space": "pixels", "head": "", "batch": 16}, 0.0002 * 64 * 64 / 16),
+    ],
+)
+def test_the_gradient_penalty_weighs_what_suits_loss_and_space(changes: dict[str, Any], gamma: float) -> None:
+    config = GanConfig(size=64, init="none", **changes)
+    assert Players(config, ("A", "B"), Crew.join("cpu")).gamma == pytest.approx(gamma)
 
 
 def test_a_relativistic_step_sets_real_against_fake_and_penalises_both(tmp_path: Path) -> None:
