@@ -16,10 +16,12 @@ from histosynth.autoencoder.network import Autoencoder, AutoencoderShape, load_a
 from histosynth.autoencoder.refine import refine_decoder, refinement
 from histosynth.autoencoder.train import (
     AutoencoderConfig,
+    deviation,
     shrunk_and_turned,
     train_autoencoder,
 )
 from histosynth.core.checkpoint import load_checkpoint
+from histosynth.core.errors import SettingError
 from histosynth.tiles.batches import TileArray, turned
 
 CPU = torch.device("cpu")
@@ -102,6 +104,41 @@ def test_a_refined_decoder_keeps_the_latents_and_learns_the_texture(start: Autoe
         assert torch.equal(start.posterior(truth)[0], refined.posterior(truth)[0])
         before, after = ((network.decode(network.encode(images)) - truth).abs().mean() for network in (start, refined))
     assert after < 0.7 * before
+
+
+def test_every_tile_has_its_own_amount_of_latent_noise(start: Autoencoder) -> None:
+    log_variance = torch.full((4000, 4, 2, 2), -6.0)
+    config = AutoencoderConfig(part="decoder", init="base", latent_noise=0.8)
+    added = (deviation(start, log_variance, config, 3).square() - log_variance.exp()) * start.scale.square()
+    assert (added - added[:, :1, :1, :1]).abs().max() < 1e-4  # one amount a tile, in deviations of every channel
+    amounts = added[:, 0, 0, 0].clamp_min(0).sqrt()
+    assert amounts.square().mean().sqrt() == pytest.approx(0.8, rel=0.05)
+    assert amounts.mean() == pytest.approx(0.8 * np.sqrt(2 / np.pi), rel=0.05)  # half a normal distribution
+    again, other = (deviation(start, log_variance, config, step) for step in (3, 4))
+    assert torch.equal(again, deviation(start, log_variance, config, 3)) and not torch.equal(again, other)
+    none = deviation(start, log_variance, AutoencoderConfig(), 3)
+    assert torch.equal(none, (0.5 * log_variance).exp())
+
+
+def test_a_decoder_that_learned_from_noisy_latents_forgives_noise(start: Autoencoder, tmp_path: Path) -> None:
+    flat = tiles(24, seed=2)
+    settings = TINY | {"steps": 150, "part": "decoder", "init": "start", "held_out": 0.0, "adversarial": 0.0}
+    errors = []
+    for noise in (0.0, 0.8):
+        config = AutoencoderConfig(**settings, latent_noise=noise)
+        path = train_autoencoder(flat, config, tmp_path / str(noise), device="cpu", start=start)
+        with torch.no_grad():
+            network, images = load_autoencoder(path)[0], torch.from_numpy(np.array(flat.images))
+            code = network.encode(images)
+            code = code + 0.8 * torch.randn(code.shape, generator=torch.Generator().manual_seed(1))
+            errors.append((network.decode(code) - (images.float() / 127.5 - 1)).abs().mean().item())
+    assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("given", [{"latent_noise": 0.5}, {"latent_noise": -1.0, "part": "decoder", "init": "base"}])
+def test_latent_noise_that_cannot_be_used_is_refused(given: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="latent_noise"):
+        train_autoencoder(tiles(), AutoencoderConfig(size=16, **given), tmp_path / "run", device="cpu")  # type: ignore[arg-type]
 
 
 def test_a_refined_autoencoder_has_the_mean_and_spread_of_its_tiles(start: Autoencoder, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import torch
 from histosynth.autoencoder.network import Autoencoder, AutoencoderShape
 from histosynth.core.errors import DataError, SettingError
 from histosynth.core.types import LatentGenerator
+from histosynth.diffusion import sample as sampling
 from histosynth.diffusion.adapter import Conditioner
 from histosynth.diffusion.conditions import Teller, between, draw_condition
-from histosynth.diffusion.fast import fast_network
+from histosynth.diffusion.fast import fast_network, same_in_every_batch
 from histosynth.diffusion.lora import LoraShape, attach_lora
 from histosynth.diffusion.model import Bank, LatentDiffusion, new_model
 from histosynth.diffusion.sample import DiffusionGenerator, run_solver
@@ -63,6 +64,50 @@ def test_a_tile_depends_on_its_class_and_seed_alone(generator: DiffusionGenerato
     assert torch.equal(crowd[8:].flip(0), first)
     alone = torch.cat([made(generator, [k], [s], **settings) for k, s in zip(labels, seeds, strict=True)])
     assert torch.equal(alone, first)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_so_do_tiles_of_the_shipped_network_in_wide_batches(precision: str) -> None:
+    generator = DiffusionGenerator.from_checkpoint("base", "cpu", precision)  # type: ignore[arg-type]
+    labels, seeds = [k % 9 for k in range(19)], list(range(19))
+    together = torch.cat(list(generator.sample(labels, seeds, steps=2)))
+    for some in ([0], [3, 17], [18, 5, 9]):
+        apart = torch.cat(list(generator.sample([labels[k] for k in some], some, steps=2)))
+        assert torch.equal(apart, together[some])
+
+
+@pytest.mark.parametrize(("same", "expected"), [(True, [16, 4]), (False, [2] * 10)])
+def test_batches_are_wide_where_no_bit_changes(
+    same: bool, expected: list[int], generator: DiffusionGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def noted(model: LatentDiffusion, noise: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(len(noise))
+        return solve(model, noise, *rest, **more)
+
+    monkeypatch.setattr(sampling, "same_in_every_batch", lambda *told: same)
+    monkeypatch.setattr(sampling, "solve", noted)
+    monkeypatch.setattr(generator, "_same", {})
+    made(generator, [0], [0])  # one tile is not worth a look
+    made(generator, [0] * 19, list(range(19)))
+    made(generator, [0], [0])
+    assert seen == [2, *expected, 1 if same else 2]
+
+
+@pytest.mark.parametrize(("what", "same"), [("nothing", True), ("neighbours", False), ("place", False)])
+def test_one_look_tells_what_a_prediction_depends_on(what: str, same: bool) -> None:
+    class Network:
+        def tell(self, context: torch.Tensor, levels: torch.Tensor) -> Any:
+            def predict(x: torch.Tensor, step: int) -> torch.Tensor:
+                means = context[: len(x)].mean(dim=(1, 2))[:, None, None, None]
+                if what == "neighbours":
+                    return x * means.mean()
+                return x * means + (what == "place") * 1e-6 * torch.arange(len(x))[:, None, None, None]
+
+            return predict
+
+    assert same_in_every_batch(Network(), (4, 8, 8), (3, 16), CPU, 8) is same  # type: ignore[arg-type]
 
 
 def test_latents_decode_to_the_tiles(generator: DiffusionGenerator) -> None:

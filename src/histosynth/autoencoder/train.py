@@ -83,6 +83,10 @@ class AutoencoderConfig:
     equivariance: float = 0.5
     """Share of the steps in which latents are shrunk and turned, and must give the shrunk and turned tiles (EQ-VAE,
     Kouzelis et al. 2025): smoother latents, which are easier to learn. For part=all."""
+    latent_noise: float = 0.0
+    """Noise on the latents that the decoder learns from, in deviations of them: each tile has its own amount, from half
+    a normal distribution of this deviation. A decoder that expects it forgives the errors of a generator (Zheng et al.
+    2025, 2510.11690). For part=decoder."""
     colour_jitter: bool = True
     """Vary colours widely, so that stains not seen in training survive the round trip."""
     held_out: float = 0.05
@@ -168,7 +172,7 @@ def train_autoencoder(
                 with autocast(where, config.precision):
                     mean, log_variance = model.posterior(images)
                     noise = torch.randn(mean.shape, generator=torch_generator(config.seed, "posterior", step))
-                    code = mean + (0.5 * log_variance).exp() * noise.to(where)
+                    code = mean + deviation(model, log_variance, config, step) * noise.to(where)
                     if config.part == "all":
                         code, images = shrunk_and_turned(code, images, config, step)
                     output = model.pixels(code)
@@ -240,6 +244,15 @@ def train_autoencoder(
         return path
 
 
+def deviation(model: Autoencoder, log_variance: Tensor, config: AutoencoderConfig, step: int) -> Tensor:
+    """Standard deviation, unscaled, of what is added to the mean of a latent: the posterior's, and `latent_noise`."""
+    if not config.latent_noise:
+        return (0.5 * log_variance).exp()
+    draw = torch_generator(config.seed, "latent noise", step)
+    amount = config.latent_noise * torch.randn(len(log_variance), 1, 1, 1, generator=draw).to(log_variance.device)
+    return (log_variance.exp() + (amount / model.scale).square()).sqrt()
+
+
 def shrunk_and_turned(code: Tensor, images: Tensor, config: AutoencoderConfig, step: int) -> tuple[Tensor, Tensor]:
     """Latents [N, C, h, w] and images [N, 3, H, W], in some steps both shrunk and turned alike.
 
@@ -292,6 +305,12 @@ def _check(data: TileArray, config: AutoencoderConfig) -> None:
             f"The tiles have {data.size} px, but size is {config.size}.", "Import the tiles at that size, or set size."
         )
     check_settings(config, counts=("steps", "batch", "save_every", "width", "blocks"))
+    if not 0 <= config.latent_noise < float("inf"):
+        raise SettingError(
+            f"latent_noise is {config.latent_noise}.", "Give 0 or more; 0.8 suits latents of a generator."
+        )
+    if config.latent_noise and config.part != "decoder":
+        raise SettingError(f"latent_noise is {config.latent_noise} with part 'all'.", "Set part to decoder.")
     if config.part == "decoder" and config.init == "none":
         raise SettingError("part is 'decoder' with init 'none'.", "Give init=base or a checkpoint to start from.")
 
