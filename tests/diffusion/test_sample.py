@@ -11,8 +11,10 @@ from histosynth.core.errors import DataError, SettingError
 from histosynth.core.types import LatentGenerator
 from histosynth.diffusion import sample as sampling
 from histosynth.diffusion.adapter import Conditioner
+from histosynth.diffusion.backbone import NetworkShape
 from histosynth.diffusion.conditions import Teller, between, draw_condition
-from histosynth.diffusion.fast import fast_network, same_in_every_batch
+from histosynth.diffusion.convolutional import FastUNet, ToldUNet, UNetShape
+from histosynth.diffusion.fast import fast_network
 from histosynth.diffusion.lora import LoraShape, attach_lora
 from histosynth.diffusion.model import Bank, LatentDiffusion, new_model
 from histosynth.diffusion.sample import DiffusionGenerator, run_solver
@@ -23,10 +25,11 @@ from histosynth.diffusion.transformer import TransformerShape
 CPU = torch.device("cpu")
 
 
-def make_model(size: int = 32) -> LatentDiffusion:
+def make_model(
+    size: int = 32, shape: NetworkShape = TransformerShape(width=64, layers=2, heads=2, tokens=2)
+) -> LatentDiffusion:
     """Random weights, large enough that neighbours or rounding would show."""
     torch.manual_seed(3)
-    shape = TransformerShape(width=64, layers=2, heads=2, tokens=2)
     model = new_model(shape, Autoencoder(AutoencoderShape(width=16, blocks=1)), {"name": "x", "dim": 8}, "ab", size)
     for module in (model.transformer, model.autoencoder):
         for parameter in module.parameters():
@@ -76,9 +79,9 @@ def test_so_do_tiles_of_the_shipped_network_in_wide_batches(precision: str) -> N
         assert torch.equal(apart, together[some])
 
 
-@pytest.mark.parametrize(("same", "expected"), [(True, [16, 4]), (False, [2] * 10)])
+@pytest.mark.parametrize(("same", "expected"), [(True, [2, 16, 4, 1]), (False, [2] * 12)])
 def test_batches_are_wide_where_no_bit_changes(
-    same: bool, expected: list[int], generator: DiffusionGenerator, monkeypatch: pytest.MonkeyPatch
+    same: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
 
@@ -86,28 +89,26 @@ def test_batches_are_wide_where_no_bit_changes(
         seen.append(len(noise))
         return solve(model, noise, *rest, **more)
 
-    monkeypatch.setattr(sampling, "same_in_every_batch", lambda *told: same)
+    monkeypatch.setattr(FastUNet, "same_in_every_batch", lambda *told: same)
     monkeypatch.setattr(sampling, "solve", noted)
-    monkeypatch.setattr(generator, "_same", {})
+    generator = DiffusionGenerator(make_model(shape=UNetShape(width=8)), CPU)
     made(generator, [0], [0])  # one tile is not worth a look
     made(generator, [0] * 19, list(range(19)))
     made(generator, [0], [0])
-    assert seen == [2, *expected, 1 if same else 2]
+    assert seen == expected
 
 
 @pytest.mark.parametrize(("what", "same"), [("nothing", True), ("neighbours", False), ("place", False)])
-def test_one_look_tells_what_a_prediction_depends_on(what: str, same: bool) -> None:
-    class Network:
-        def tell(self, context: torch.Tensor, levels: torch.Tensor) -> Any:
-            def predict(x: torch.Tensor, step: int) -> torch.Tensor:
-                means = context[: len(x)].mean(dim=(1, 2))[:, None, None, None]
-                if what == "neighbours":
-                    return x * means.mean()
-                return x * means + (what == "place") * 1e-6 * torch.arange(len(x))[:, None, None, None]
+def test_one_look_tells_what_a_prediction_depends_on(what: str, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predicted(self: ToldUNet, noisy: torch.Tensor, step: int) -> torch.Tensor:
+        means = self.told[0][0][step, : len(noisy)].mean(dim=1)[:, None, None, None]
+        if what == "neighbours":
+            return noisy * means.mean()
+        return noisy * means + (what == "place") * 1e-6 * torch.arange(len(noisy))[:, None, None, None]
 
-            return predict
-
-    assert same_in_every_batch(Network(), (4, 8, 8), (3, 16), CPU, 8) is same  # type: ignore[arg-type]
+    monkeypatch.setattr(ToldUNet, "__call__", predicted)
+    fast = fast_network(make_model(shape=UNetShape(width=8)).backbone, None)
+    assert isinstance(fast, FastUNet) and fast.same_in_every_batch(8, 8) is same
 
 
 def test_latents_decode_to_the_tiles(generator: DiffusionGenerator) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from histosynth.core.errors import SettingError
+from histosynth.core.seeds import torch_generator
 
 SCALES = 3
 """Resolutions, each half the one before."""
@@ -231,8 +232,42 @@ class FastUNet:
 
     @torch.inference_mode()
     def tell(self, context: Tensor, levels: Tensor) -> ToldUNet:
-        """Context [N, T, width] and the levels [S] of all steps -> the prediction as a function of x and the step."""
-        return ToldUNet(self, self.network.tell(levels.flatten()[:, None], context.to(self.kind)))
+        """Context [N, T, width] and the levels [S] of all steps -> the prediction as a function of x and the step.
+
+        Each context by itself, so that what a tile is told does not depend on how many stand beside it.
+        """
+        levels = levels.flatten()[:, None]
+        rows = [self.network.tell(levels, one) for one in context.to(self.kind).split(1)]
+        told = []
+        for block in zip(*rows, strict=True):
+            films, keys = zip(*block, strict=True)
+            told.append((torch.cat(films, dim=1), keys[0] and tuple(torch.cat(k) for k in zip(*keys, strict=True))))
+        return ToldUNet(self, told)
+
+    @torch.inference_mode()
+    def same_in_every_batch(self, edge: int, largest: int) -> bool:
+        """Whether a tile gets the same bits in batches of 1, 2, 4 ... `largest` tiles, and at another place in one.
+
+        Which products are computed how depends on the shapes, on the number format, on the processor and on the number
+        of threads, but not on the values: so one look with random ones says it for all.
+
+        Args:
+            edge: of the latents.
+            largest: a power of two.
+        """
+        shape, device = self.network.shape, self.network.leave.weight.device
+        draw = torch_generator(0, "same in every batch")
+        x = torch.randn(largest, shape.channels, edge, edge, generator=draw).to(device)
+        context = torch.randn(largest, shape.tokens + 1, shape.told, generator=draw).to(device)
+        rows, levels = torch.arange(largest, device=device), torch.tensor([500], device=device)
+
+        def predicted(rows: Tensor) -> Tensor:
+            return self.tell(context[rows], levels)(x[rows], 0)
+
+        whole = predicted(rows)
+        if not torch.equal(predicted(rows.roll(1)), whole.roll(1, dims=0)):
+            return False
+        return all(torch.equal(predicted(rows[: 1 << k]), whole[: 1 << k]) for k in range(largest.bit_length() - 1))
 
 
 class ToldUNet:

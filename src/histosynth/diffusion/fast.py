@@ -19,7 +19,6 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from histosynth.core.seeds import torch_generator
 from histosynth.diffusion.backbone import Backbone
 from histosynth.diffusion.convolutional import FastUNet, UNetDenoiser
 from histosynth.diffusion.transformer import PooledTime
@@ -161,35 +160,6 @@ def fast_network(backbone: Backbone, kind: torch.dtype | None) -> Fast | None:
     if not isinstance(network.adaln_single.emb, PooledTime) or told > backbone.width:
         return None
     return FastCompact(network, kind)
-
-
-@torch.inference_mode()
-def same_in_every_batch(
-    fast: Fast, latent: tuple[int, int, int], context: tuple[int, int], device: torch.device, largest: int
-) -> bool:
-    """Whether a tile gets the same bits in batches of 1, 2, 4 ... `largest` tiles, and at another place in one.
-
-    Which products are computed how depends on the shapes, on the number format, on the processor and on the number of
-    threads, but not on the values: so one look with random ones says it for all.
-
-    Args:
-        latent: shape of a tile's latents.
-        context: tokens and width of a tile's context.
-        largest: a power of two.
-    """
-    draw = torch_generator(0, "same in every batch")
-    x = torch.randn(largest, *latent, generator=draw).to(device)
-    told = torch.randn(largest, *context, generator=draw).to(device)
-    levels = torch.tensor([700, 300], device=device)
-
-    def predicted(rows: Tensor) -> Tensor:
-        return fast.tell(told[rows], levels)(x[rows], 1)
-
-    rows = torch.arange(largest, device=device)
-    whole = predicted(rows)
-    if not torch.equal(predicted(rows.roll(1)), whole.roll(1, dims=0)):
-        return False
-    return all(torch.equal(predicted(rows[: 1 << k]), whole[: 1 << k]) for k in range(largest.bit_length() - 1))
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:

@@ -17,7 +17,8 @@ from histosynth.core.errors import DataError, SettingError, did_you_mean
 from histosynth.core.precision import Precision, autocast, half_type
 from histosynth.core.seeds import torch_generator
 from histosynth.diffusion.conditions import Teller, Told, draw_condition
-from histosynth.diffusion.fast import Fast, fast_network, same_in_every_batch
+from histosynth.diffusion.convolutional import FastUNet
+from histosynth.diffusion.fast import Fast, fast_network
 from histosynth.diffusion.model import LatentDiffusion, load_model
 from histosynth.diffusion.solve import Solving, Watch, context_of, first_step, run_solver, solve
 
@@ -29,7 +30,7 @@ differently at different batch sizes, so a fixed one is what makes a tile indepe
 a CPU a single tile costs little more than unpadded."""
 _MICRO = 16
 WIDE = 16
-"""Tiles that go through the denoiser together where that changes no bit of a tile (see `same_in_every_batch`): on
+"""Tiles that go through the denoiser together where that changes no bit of a tile (`FastUNet.same_in_every_batch`): on
 processors that compute in bfloat16, many tiles then cost a third less than two by two."""
 
 
@@ -292,15 +293,13 @@ class DiffusionGenerator:
     def _width(self, how: Sampling, count: int) -> int:
         """Tiles that go through the denoiser together when `count` are asked for."""
         fast = None if self._fixed else self._fast_network(how)
-        if fast is None or self.micro_batch >= WIDE:
+        if not isinstance(fast, FastUNet) or self.micro_batch >= WIDE:
             return self.micro_batch
         key = half_type(self.device, self._precision(how)), torch.get_num_threads()
         if key not in self._same:
             if count <= self.micro_batch:  # not worth a look
                 return self.micro_batch
-            backbone = self.model.backbone
-            shape = backbone.latent, (backbone.tokens + 1, backbone.width)
-            self._same[key] = same_in_every_batch(fast, *shape, self.device, 2 * WIDE)
+            self._same[key] = fast.same_in_every_batch(self.model.backbone.latent[1], 2 * WIDE)
         return WIDE if self._same[key] else self.micro_batch
 
     def _in_parts(self, make: Callable[..., Tensor], *values: Tensor) -> Tensor:
