@@ -39,4 +39,4 @@ def load(path: Path, device: str) -> Generator:
     return GanGenerator.from_checkpoint(path, device)
 
 
-FAMILY = GeneratorFamily(name="gan", title="GAN", train=train, load=load, steps_per_second=2.2, tiles_per_second=100.0)
+FAMILY = GeneratorFamily(name="gan", title="GAN", train=train, load=load, steps_per_second=4.0, tiles_per_second=100.0)
