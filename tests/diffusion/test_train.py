@@ -58,6 +58,18 @@ def test_without_a_share_for_it_the_autoencoder_stays(
     assert read_card(path)["decoder"] == {} and not (tmp_path / "run" / "decoder").exists()
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["trained on these tiles", "of other tiles"])
+def test_from_scratch_the_decoder_of_another_autoencoder_learns_these_tiles_too(
+    own: bool, tiles: TileArray, encoder: ColourMeans, autoencoder_path: Path, tmp_path: Path
+) -> None:
+    first = {"autoencoder": "train", "autoencoder_steps": 1} if own else {"autoencoder": str(autoencoder_path)}
+    config = DiffusionConfig(**TINY, init="none", decoder=0.5, **first)
+    path = train_diffusion(tiles, config, tmp_path / "run", device="cpu", encoder=encoder)
+    refined = read_card(path)["decoder"]
+    assert refined == {} if own else refined["steps"] == 3
+    assert (tmp_path / "run" / "decoder").exists() is not own
+
+
 @pytest.mark.parametrize("mode", ["adapter", "lora", "full"])
 def test_each_way_of_fine_tuning_trains_its_part(base_path: Path, mode: str) -> None:
     model = load_model(base_path)

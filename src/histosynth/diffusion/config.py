@@ -46,7 +46,8 @@ class DiffusionConfig:
     """Steps of autoencoder=train."""
     decoder: float = 0.2
     """Steps, as a share of `steps` (and of `seconds`), that come first and teach the start's decoder the texture of
-    these tiles; the latents stay. 0 for none. For starts of this project."""
+    these tiles; the latents stay. 0 for none. For starts of this project, and with init=none for an autoencoder that is
+    not trained on these tiles anyway."""
     encoder: str = "tissue-tiny"
     """The frozen encoder whose embeddings condition the denoiser."""
     finetune: Finetune = "auto"

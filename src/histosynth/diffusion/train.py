@@ -85,7 +85,8 @@ def train_diffusion(
         first_stage = lambda: _train_autoencoder(data, config, run.folder / "autoencoder", device)  # noqa: E731
         model, fresh = start_model(data.classes, config, encoder.card, first_stage)
         seconds, refined = config.seconds, run.folder / "decoder"
-        if config.decoder and config.init != "none" and isinstance(model.backbone, Compact):
+        learned_here = config.init == "none" and config.autoencoder == "train"  # it knows these tiles already
+        if config.decoder and not learned_here and isinstance(model.backbone, Compact):
             with workers.first():
                 model.backbone.autoencoder = refine_decoder(
                     data, model.backbone.autoencoder, refined, seed=config.seed, device=device,

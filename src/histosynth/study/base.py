@@ -165,6 +165,7 @@ def _diffusion(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         schedule="clock",
         seed=config.seed,
         init="none",
+        decoder=0.0,  # it has learnt from these very tiles
         lr_base=1e-3,
         autoencoder=str(_asset(config, "autoencoder")),
     )
