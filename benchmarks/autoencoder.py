@@ -4,7 +4,7 @@
 
 First on simulated tissue of hospitals that it never saw. Then, with TILES (a tile set), on the validation tiles: as
 shipped, and after its decoder learned the texture of the training tiles for `--seconds`, as every training of a
-generator begins.
+generator begins (0: not at all).
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def main() -> None:
         for size in SIZES if options.tiles else ():
             train, val = (TileSet.open(options.tiles).array(split, size=size) for split in ("train", "val"))
             note("real, as shipped", size, len(val), round_trip_figures(shipped, val.images, CPU))
+            if not options.seconds:
+                continue
             refined = refine_decoder(
                 train, shipped, Path(folder) / str(size), steps=1_000_000, seconds=options.seconds, schedule="clock"
             )
