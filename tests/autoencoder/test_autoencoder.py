@@ -183,6 +183,24 @@ def test_a_short_refinement_keeps_states_has_full_rates_and_sees_every_tile(
     assert refinement(tmp_path / "none") == {}
 
 
+@pytest.mark.parametrize(("steps", "seconds", "noise"), [
+    (499, None, 0.0), (500, None, 0.8), (10**6, 119.0, 0.0), (10**6, 120.0, 0.8),
+])  # fmt: skip
+def test_only_a_refinement_with_time_learns_from_noisy_latents(
+    steps: int, seconds: float | None, noise: float, start: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask(data: TileArray, config: AutoencoderConfig, *rest: object, **more: object) -> Path:
+        raise Asked(config.latent_noise)
+
+    monkeypatch.setattr(refining, "train_autoencoder", ask)
+    with pytest.raises(Asked) as asked:
+        refine_decoder(tiles(), start, tmp_path / "run", steps=steps, seconds=seconds, device="cpu")
+    assert asked.value.args == (noise,)
+
+
 def test_a_killed_training_goes_on_with_the_same_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = AutoencoderConfig(adversarial_from=0.0, **TINY)
     whole = train_autoencoder(tiles(), config, tmp_path / "whole", device="cpu")

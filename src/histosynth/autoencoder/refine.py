@@ -17,6 +17,8 @@ from histosynth.tiles.batches import TileArray
 _REFINED = Path("checkpoints") / "refined.safetensors"
 _NOISE = 0.8
 """Chosen on EBHI-Seg's validation patients among 0, 0.4 and 0.8, on latents of both generators."""
+_NOISE_FROM = 500, 120.0
+"""Steps, and seconds where they are capped, from which there is noise: a decoder that has little time only blurs."""
 _PRIOR_TILES = 20
 """Tiles that the statistics of the start are worth, beside those of the tiles at hand."""
 
@@ -37,21 +39,24 @@ def refine_decoder(
     """An autoencoder with the same latents whose decoder has learnt the texture of these tiles.
 
     A decoder that has seen other tissue blurs what it does not know, and one that has seen the latents of real tiles
-    alone draws a grid into those of a generator: this one learns to read noisy ones, too. The encoder stays as it is;
-    shift and scale become those of these tiles, so that networks of other tissue meet latents of the mean and spread
-    that they know (few tiles move them little). The run in `folder` goes on where it stopped, and is only read when it
-    is done: several processes may call this after the first one has. Torch's global generators stay as they were.
+    alone draws a grid into those of a generator: given time (500 steps), this one learns to read noisy ones, too. The
+    encoder stays as it is; shift and scale become those of these tiles, so that networks of other tissue meet latents
+    of the mean and spread that they know (few tiles move them little). The run in `folder` goes on where it stopped,
+    and is only read when it is done: several processes may call this after the first one has. Torch's global
+    generators stay as they were.
 
     Raises:
         as `train_autoencoder`.
     """
     final = Path(folder) / _REFINED
+    least, short = _NOISE_FROM
+    noise = _NOISE if steps >= least and (seconds is None or seconds >= short) else 0.0
     with torch.random.fork_rng():
         if not final.exists():
             config = AutoencoderConfig(
                 size=data.size, steps=max(1, steps), part="decoder", init="start", lr=5e-4, adversarial_from=0.1,
                 batch=max(1, min(16, 16 * 128**2 // data.size**2)), warmup=min(100, max(1, steps // 10)),
-                colour_jitter=False, held_out=0.0, latent_noise=_NOISE, save_every=max(1, min(save_every, steps // 4)),
+                colour_jitter=False, held_out=0.0, latent_noise=noise, save_every=max(1, min(save_every, steps // 4)),
                 seed=seed, seconds=seconds, schedule=schedule, precision=precision,
             )  # fmt: skip
             network, card = load_autoencoder(train_autoencoder(data, config, folder, device=device, start=start))
