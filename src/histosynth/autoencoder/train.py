@@ -304,11 +304,7 @@ def _check(data: TileArray, config: AutoencoderConfig) -> None:
         raise DataError(
             f"The tiles have {data.size} px, but size is {config.size}.", "Import the tiles at that size, or set size."
         )
-    check_settings(config, counts=("steps", "batch", "save_every", "width", "blocks"))
-    if not 0 <= config.latent_noise < float("inf"):
-        raise SettingError(
-            f"latent_noise is {config.latent_noise}.", "Give 0 or more; 0.8 suits latents of a generator."
-        )
+    check_settings(config, counts=("steps", "batch", "save_every", "width", "blocks"), not_negative=("latent_noise",))
     if config.latent_noise and config.part != "decoder":
         raise SettingError(f"latent_noise is {config.latent_noise} with part 'all'.", "Set part to decoder.")
     if config.part == "decoder" and config.init == "none":
