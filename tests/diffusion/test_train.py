@@ -209,7 +209,9 @@ def export_base_without_asset(checkpoint: Path, folder: Path) -> Path:
         ({"finetune": "all"}, "finetune is 'all'"),
         ({"batch": 0}, "batch is 0"),
         ({"cfg_dropout": 0.9, "class_dropout": 0.2}, "add up to at most 1"),
-        ({"lora_targets": ("to_z",)}, "to_z"),
+        ({"lora_targets": ("to_z",), "decoder": 0.5}, "to_z"),
+        ({"lora_targets": ("to_q",), "finetune": "full"}, "lora_targets is .*nothing of low rank"),
+        ({"lora_blocks": "1", "finetune": "adapter"}, "lora_blocks is '1'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"layers": 7}, "layers is 7, but the start"),
         ({"sampling": "odd"}, "sampling is 'odd'"),
@@ -220,6 +222,7 @@ def test_settings_that_cannot_be_used_are_named(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         train_diffusion(tiles, tuning(base_path, **changes), tmp_path / "run", device="cpu", encoder=encoder)
+    assert not (tmp_path / "run/decoder").exists()  # said before the minutes that the decoder takes
 
 
 def test_tiles_that_cannot_be_used_are_named(

@@ -112,9 +112,17 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
     "lora" also trains the class tokens: a class that the start did not have could not be told otherwise.
 
     Raises:
-        SettingError: a LoRA target that matches nothing, or blocks that are not there.
+        SettingError: a LoRA target that matches nothing, blocks that are not there, or either where LoRA has no part.
     """
     mode = way_of_tuning(model, config)
+    low_rank = isinstance(model.transformer, PeftModel) or mode in ("lora", "adapter_lora")
+    for name, unset in (("lora_targets", ()), ("lora_blocks", "all")):
+        if not low_rank and tuple(getattr(config, name)) != tuple(unset):
+            raise SettingError(
+                f"{name} is {getattr(config, name)!r}, but nothing of low rank is trained here (init={config.init}, "
+                f"finetune={config.finetune}).",
+                "Set finetune to lora or adapter_lora, with a start to tune, or leave it out.",
+            )
     conditioner = model.conditioner
     model.transformer.requires_grad_(mode == "full").train()
     fixed = conditioner.shape.identity  # "told nothing" is then the pretrained one, through the adapter
@@ -126,7 +134,7 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
     if config.ce_weight == 0:
         conditioner.head.requires_grad_(False)
     model.autoencoder.requires_grad_(False).eval()
-    if isinstance(model.transformer, PeftModel) or mode in ("lora", "adapter_lora"):
+    if low_rank:
         targets = tuple(config.lora_targets) or lora_targets(model.transformer)
         shape = LoraShape(config.lora_rank, config.lora_alpha, targets, config.lora_blocks)
         model.transformer = _with_lora(model.transformer, shape, mode != "adapter")

@@ -84,18 +84,19 @@ def train_diffusion(
         encoder = encoder or _load_encoder(config.encoder, device)
         first_stage = lambda: _train_autoencoder(data, config, run.folder / "autoencoder", device)  # noqa: E731
         model, fresh = start_model(data.classes, config, encoder.card, first_stage)
+        groups = choose_trained(model, config)  # before the minutes of the decoder: it names wrong LoRA settings
         seconds, refined = config.seconds, run.folder / "decoder"
         learned_here = config.init == "none" and config.autoencoder == "train"  # it knows these tiles already
         if config.decoder and not learned_here and isinstance(model.backbone, Compact):
             with workers.first():
-                model.backbone.autoencoder = refine_decoder(
+                network = refine_decoder(
                     data, model.backbone.autoencoder, refined, seed=config.seed, device=device,
                     steps=round(config.steps * config.decoder), seconds=seconds and seconds * config.decoder,
                     schedule=config.schedule, save_every=config.save_every,
                     precision="auto" if config.precision == "fp16" else config.precision,
                 )  # fmt: skip
+            model.backbone.autoencoder = network.requires_grad_(False).eval()
             seconds = seconds and max(1e-6, seconds - refinement(refined)["seconds"])
-        groups = choose_trained(model, config)
         half = half_type(where, config.precision)
         if config.half_base and half is not None:
             halve(model, half)
