@@ -167,6 +167,19 @@ def test_run_refuses_other_settings_foreign_folders_and_a_living_writer(tmp_path
         assert run.resumed, "the lock of a dead process does not block"
 
 
+def test_a_run_that_made_nothing_does_not_stand_in_the_way_of_the_mended_command(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError), Run.open(folder, "v", Settings()):
+        raise ValueError("a wrong setting")
+    with pytest.raises(ValueError), Run.open(folder, "v", Settings(steps=4)) as run:
+        assert not run.resumed
+        run.log(1, loss=0.5)
+        raise ValueError("later")
+    assert read_json(folder / "manifest.json")["settings"]["steps"] == 4
+    with pytest.raises(RunError, match="steps: 4 then, 5 now"):
+        Run.open(folder, "v", Settings(steps=5))
+
+
 def test_registry_is_lazy_and_suggests_near_names():
     registry = Registry("shape", {"circle": "math:pi", "broken": "no.such.module:x", "square": "math:tau"})
     assert registry.names() == ["broken", "circle", "square"]

@@ -56,6 +56,8 @@ class Run:
             config: a dataclass or dict of JSON-ready values.
             parents: names or hashes of what the run was made from.
 
+        A run that failed before it had made anything is no run: the command that mends it may come with other settings.
+
         Raises:
             RunError: the folder holds other files, or a run with another verb or other settings, or
                 another process is writing to it.
@@ -64,14 +66,12 @@ class Run:
         settings = plain(config)
         path = folder / "manifest.json"
         try:
-            used = path.is_file()
-            foreign = not used and folder.is_dir() and any(p for p in folder.iterdir() if p.name[0] != ".")
+            used = path.is_file() and not _made_nothing(folder, path)
+            foreign = not path.is_file() and folder.is_dir() and any(p for p in folder.iterdir() if p.name[0] != ".")
         except OSError as error:
             raise explain_os_error(error, f"Cannot read the folder {folder}") from error
         if foreign:
-            raise RunError(
-                f"The folder {folder} is not empty and holds no run.", "Choose a new or empty folder (--out)."
-            )
+            raise RunError(f"The folder {folder} is not empty and holds no run.", "Choose a new or empty folder.")
         ensure_folder(folder)
         if used:
             manifest = read_json(path)
@@ -193,11 +193,18 @@ def is_finished(folder: Path | str) -> bool:
     return path.is_file() and read_json(path).get("status") == "finished"
 
 
+def _made_nothing(folder: Path, manifest: Path) -> bool:
+    """Whether the run in this folder ended early, with nothing but its settings on disk."""
+    if any(p for p in folder.iterdir() if p.name[0] != "." and p.name not in ("manifest.json", "config.yaml")):
+        return False
+    return read_json(manifest).get("status") in ("failed", "interrupted")
+
+
 def _check_same(folder: Path, manifest: dict[str, Any], verb: str, settings: dict[str, Any]) -> None:
     if manifest.get("verb") != verb:
         raise RunError(
             f"The folder {folder} holds a run of {manifest.get('verb')!r}, not of {verb!r}.",
-            "Choose another folder (--out).",
+            "Choose another folder.",
         )
     old = manifest.get("settings", {})
     changed = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k) and k not in _FREE)
@@ -205,7 +212,7 @@ def _check_same(folder: Path, manifest: dict[str, Any], verb: str, settings: dic
         detail = ", ".join(f"{k}: {old.get(k)!r} then, {settings.get(k)!r} now" for k in changed)
         raise RunError(
             f"The folder {folder} holds a run with other settings ({detail}).",
-            "Repeat the same command to go on with that run, or choose another folder (--out).",
+            "Repeat the same command to go on with that run, or choose another folder.",
         )
 
 
