@@ -45,6 +45,7 @@ RECIPES: dict[str, dict[str, tuple[str, str]]] = {
     "gan": {
         "base": ("From the shipped base", "train gan {tiles} {out} " + _COSINE),
         "scratch": ("From scratch", "train gan {tiles} {out} --init none " + _COSINE),
+        "residual": ("Residual networks, from scratch", "train gan {tiles} {out} --config gan/residual-64"),
         "poc-cgan": (  # PathoDuet's weights cannot be had by everyone
             "poc-cgan (tissue-tiny)",
             "train gan {tiles} {out} --config gan/poc-cgan --size 64 --head tissue-tiny "

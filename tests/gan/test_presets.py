@@ -147,7 +147,7 @@ def test_a_recipe_does_not_rest_on_the_defaults(name: str) -> None:
 
 
 def test_the_presets_are_those_that_are_documented() -> None:
-    assert NAMES == ["poc-cgan", "skin-transfer", "stylegan2-64", "stylegan2-ada-256"]
+    assert NAMES == ["poc-cgan", "residual-64", "skin-transfer", "stylegan2-64", "stylegan2-ada-256"]
 
 
 @pytest.mark.parametrize("name", POC)

@@ -88,7 +88,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(whole)]
 
 
-@pytest.mark.parametrize("options", [RICH, LITE], ids=["rich", "lite"])
+@pytest.mark.parametrize("options", [RICH, LITE, RICH | {"architecture": "residual"}], ids=["rich", "lite", "residual"])
 def test_every_option_stopped_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
@@ -113,7 +113,8 @@ def test_every_option_stopped_and_resumed(
     if options is LITE:  # the options must have been at work, or the comparison is worth nothing
         assert float(strip[-1]["alpha"]) > 0 and float(strip[-1]["ada_p"]) > 0
     else:
-        assert left["steering"]["saturation"]["trips"] > 0 and left["path"]["mean"] > 0
+        assert left["path"]["mean"] > 0
+        assert left["steering"]["saturation"]["trips"] > 0 or options is not RICH
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:

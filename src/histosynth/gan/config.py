@@ -1,5 +1,6 @@
 """Settings of the GAN's training. The defaults suit small sets of 64 px tiles and a laptop without a GPU; the
-presets gan/poc-cgan, gan/stylegan2-64, gan/stylegan2-ada-256 and gan/skin-transfer hold other recipes whole.
+presets gan/poc-cgan, gan/residual-64, gan/stylegan2-64, gan/stylegan2-ada-256 and gan/skin-transfer hold other recipes
+whole.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ class GanConfig:
     decoder: float = 0.2
     """latents: steps, as a share of `steps` (and of `seconds`), that come first and teach the decoder the texture of
     these tiles; 0: none."""
-    architecture: Literal["stylegan2", "lite"] = "stylegan2"
-    """stylegan2: skip generator, residual discriminator; lite: plain blocks, spectral normalisation."""
+    architecture: Literal["stylegan2", "lite", "residual"] = "stylegan2"
+    """stylegan2: skip generator, residual discriminator; lite: plain blocks, spectral normalisation; residual: both
+    networks residual and without equalised learning rates, after R3GAN (see the preset gan/residual-64)."""
     label_conditioning: Literal["projection", "mapping"] = "projection"
     """How the discriminator knows the class: an embedding, or a mapping network as in StyleGAN2-ADA."""
     class_embedding: Literal["concat", "add"] = "concat"
@@ -300,7 +302,7 @@ class GanConfig:
         if self.space == "auto":
             start = starts_on_latents(self.init)
             least = 64 if start is None else 32
-            latents = start is not False and self.size >= least and self.architecture == "stylegan2"
+            latents = start is not False and self.size >= least and self.architecture != "lite"
             latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
         most = (64 if latents else 128) if self.channel_max is None else self.channel_max

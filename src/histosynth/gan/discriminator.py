@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from histosynth.gan.layers import EqualConv, EqualLinear, MinibatchStd, down_2x
+from histosynth.gan.layers import SLOPE, EqualConv, EqualLinear, MinibatchStd, down_2x
 from histosynth.gan.mapping import Mapping
+from histosynth.gan.residual import JudgingUnit, ResidualJudge
 from histosynth.gan.shape import Shape
 
 
@@ -36,7 +38,7 @@ class Discriminator(nn.Module):
     """Image, class -> logit, positive for real.
 
     Lite: one spectrally normalised 4x4 convolution of stride 2 a resolution (1802.05957) and no statistics of the
-    batch; else StyleGAN2's.
+    batch; residual: see `histosynth.gan.residual`; else StyleGAN2's.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -44,7 +46,14 @@ class Discriminator(nn.Module):
         self.shape = shape
         self.lite = shape.architecture == "lite"
         channels, clamp = shape.d_channels(4), shape.d_clamp
-        self.from_rgb = None if self.lite else EqualConv(shape.colours, shape.d_channels(shape.canvas), 1, clamp=clamp)
+        residual = shape.architecture == "residual"
+        self.from_rgb = None
+        if residual:
+            self.from_rgb = EqualConv(
+                shape.colours, shape.d_channels(shape.canvas), 3, active=False, bias=True, equalised=False
+            )
+        elif not self.lite:
+            self.from_rgb = EqualConv(shape.colours, shape.d_channels(shape.canvas), 1, clamp=clamp)
         self.blocks, self.heads = nn.ModuleDict(), nn.ModuleDict()
         inputs = shape.colours if self.lite else shape.d_channels(shape.canvas)
         for resolution in reversed(shape.resolutions[1:]):
@@ -52,6 +61,8 @@ class Discriminator(nn.Module):
             if self.lite:
                 conv = EqualConv(inputs, outputs, 4, stride=2, clamp=clamp, equalised=False)
                 self.blocks[f"b{resolution}"] = spectral_norm(conv)
+            elif residual:
+                self.blocks[f"b{resolution}"] = ResidualJudge(inputs, outputs)
             else:
                 self.blocks[f"b{resolution}"] = DiscriminatorBlock(inputs, outputs, shape)
                 if shape.discriminator == "skip":
@@ -64,14 +75,16 @@ class Discriminator(nn.Module):
         if not self.lite:
             more = shape.mbstd_channels
             self.minibatch_std = MinibatchStd(shape.mbstd_group, more) if more else None
-            self.conv = EqualConv(channels + more, channels, 3, clamp=clamp)
-        self.dense = EqualLinear(channels * 16, channels, active=True, equalised=not self.lite)
+            self.conv = EqualConv(channels + more, channels, 3, clamp=clamp, equalised=not residual)
+        self.last = JudgingUnit(channels) if residual else None
+        equalised, width = not (self.lite or residual), channels * (2 if residual else 1)
+        self.dense = EqualLinear(channels * 16, width, active=True, equalised=equalised)
         mapped = shape.conditioning == "mapping"
         length = (shape.cmap_dim or channels) if mapped else 1
-        self.head = EqualLinear(channels, length, equalised=not self.lite)
+        self.head = EqualLinear(width, length, equalised=equalised)
         self.embedding = self.mapping = None
         if shape.conditioning == "projection":
-            self.embedding = nn.Parameter(torch.randn(shape.classes, channels))
+            self.embedding = nn.Parameter(torch.randn(shape.classes, width))
         elif mapped:
             depth = shape.d_mapping_depth
             self.mapping = Mapping(0, shape.classes, length, depth, shape.mapping_lr, equalised=not self.lite)
@@ -88,7 +101,7 @@ class Discriminator(nn.Module):
             if below in self.heads:
                 image = down_2x(image)
                 x = x + self.heads[below](image)
-        return x
+        return x if self.last is None else F.leaky_relu(self.last(x), SLOPE)
 
     def forward(self, images: Tensor, labels: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Images in [-1, 1] and int64 [N] -> float32 logits [N]; without conditioning, labels are not read."""

@@ -15,6 +15,7 @@ from histosynth.autoencoder.network import Autoencoder, AutoencoderShape
 from histosynth.core.seeds import torch_generator
 from histosynth.gan.layers import GAIN, EqualConv, EqualLinear, ModulatedConv, activate, clamped, up_2x
 from histosynth.gan.mapping import Centre, Mapping
+from histosynth.gan.residual import ImageHead, ResidualSynthesis, StyledUnit
 from histosynth.gan.shape import Shape
 
 __all__ = ["Generator", "Mapping", "Shape", "SynthesisBlock", "SynthesisLayer"]
@@ -119,22 +120,25 @@ class Generator(nn.Module):
         )
         self.blocks = nn.ModuleDict()
         inputs = 0
+        residual = shape.architecture == "residual"
+        kind = ResidualSynthesis if residual else SynthesisBlock
         for resolution in shape.resolutions:
-            self.blocks[f"b{resolution}"] = SynthesisBlock(inputs, shape.channels(resolution), resolution, shape)
+            self.blocks[f"b{resolution}"] = kind(inputs, shape.channels(resolution), resolution, shape)
             inputs = shape.channels(resolution)
+        self.head = ImageHead(inputs, shape) if residual else None
         self.autoencoder: Autoencoder | None = None
         if shape.autoencoder:
             self.autoencoder = Autoencoder(AutoencoderShape(*shape.autoencoder)).eval().requires_grad_(False)
 
     @property
-    def convs(self) -> list[SynthesisLayer]:
-        """All 3x3 layers, in order."""
+    def convs(self) -> list[SynthesisLayer | StyledUnit]:
+        """All that takes a code and noise, in order: 3x3 layers, or residual units."""
         return [layer for block in self.blocks.values() for layer in block.convs]
 
     @property
     def layers(self) -> int:
-        """Codes w that one image takes: one a 3x3 layer; an image head shares the next layer's."""
-        return len(self.convs) + (self.shape.architecture != "lite")
+        """Codes w that one image takes: one a 3x3 layer or unit; an image head shares the next layer's."""
+        return len(self.convs) + (self.shape.architecture == "stylegan2")
 
     @property
     def device(self) -> torch.device:
@@ -215,6 +219,9 @@ class Generator(nn.Module):
             used = codes[position : position + len(convs) + 1] or codes[:1]
             x, image = block(x, image, used, planes, dtype)
             position += len(convs)
+        if self.head is not None:
+            assert x is not None
+            image = self.head(x)
         assert image is not None
         if self.shape.architecture == "lite" and self.shape.output_clamp is not None:
             image = image.tanh()

@@ -9,7 +9,7 @@ from histosynth.autoencoder.network import FACTOR
 from histosynth.core.errors import SettingError
 from histosynth.core.settings import check_settings
 
-Architecture = Literal["stylegan2", "lite"]
+Architecture = Literal["stylegan2", "lite", "residual"]
 LabelConditioning = Literal["projection", "mapping", "none"]
 ClassEmbedding = Literal["concat", "add"]
 Trunk = Literal["resnet", "skip", "orig"]
@@ -47,7 +47,8 @@ class Shape:
     """Layers of the mapping network of the generator."""
     architecture: Architecture = "stylegan2"
     """stylegan2: 1912.04958. lite: resampling by repetition, no convolution at 4 px, noise once a block,
-    one image head at the end, no equalised learning rate, spectral norm in the discriminator."""
+    one image head at the end, no equalised learning rate, spectral norm in the discriminator. residual: see
+    `histosynth.gan.residual`; it always starts from a linear map of w."""
     class_embedding: ClassEmbedding = "concat"
     """How the class enters the mapping network: normalised and beside z, or added to z."""
     start: Start = "constant"
@@ -97,6 +98,11 @@ class Shape:
             raise SettingError(f"autoencoder is {self.autoencoder}.", "Give width, blocks and channels, or nothing.")
         if self.autoencoder and self.canvas < 8:
             raise SettingError(f"size is {self.size} on latents.", "Use 32 or more, or space=pixels.")
+        if self.architecture == "residual" and (self.conv_clamp or self.d_clamp):
+            raise SettingError(
+                f"conv_clamp is {self.conv_clamp or self.d_clamp} with architecture=residual, which limits no feature.",
+                "Leave it out; its convolutions are safe in bfloat16.",
+            )
         if self.mbstd_channels and self.d_channels(4) % self.mbstd_channels:
             raise SettingError(
                 f"mbstd_channels is {self.mbstd_channels}, but there are {self.d_channels(4)} channels at 4 px.",
