@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,19 +15,22 @@ from histosynth.core.errors import HistosynthError
 from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator, Shape
 from histosynth.gan.losses import r1_penalty
+from histosynth.gan.nvidia.export import export_nvidia
 from histosynth.gan.residual import StyledUnit
 from histosynth.gan.sample import GanGenerator
 from histosynth.gan.train import train_gan
 from tests.gan.helpers import tiles, tiny_config, tiny_shape
 
+RESIDUAL: dict[str, Any] = {"architecture": "residual", "start": "code"}
+
 
 def residual(size: int = 32, classes: int = 3) -> Shape:
-    return replace(tiny_shape(classes, size), architecture="residual")
+    return replace(tiny_shape(classes, size), **RESIDUAL)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_gan(tiles(), tiny_config(architecture="residual"), tmp_path_factory.mktemp("residual"), device="cpu")
+    return train_gan(tiles(), tiny_config(**RESIDUAL), tmp_path_factory.mktemp("residual"), device="cpu")
 
 
 def test_a_unit_equals_its_equation() -> None:
@@ -65,7 +69,6 @@ def test_networks_of_any_size_and_the_gradients_of_a_step(channels: int) -> None
     assert fake.shape == (4, 3, 64, 64)
     (judge(fake, labels).sum() + r1_penalty(judge(fake, labels), fake)).backward()
     unused = [n for net in (network, judge) for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    # a penalty on the gradient and a sum of logits leave nothing else out but the bias of the logit's own sum
     assert not unused
 
 
@@ -94,6 +97,8 @@ def test_it_fits_codes_to_tiles_in_fewer_steps_than_stylegan2() -> None:
 def test_settings_that_it_does_not_have_are_refused() -> None:
     with pytest.raises(HistosynthError, match="conv_clamp is 256.*residual"):
         replace(residual(), conv_clamp=256.0)
+    with pytest.raises(HistosynthError, match="start is 'constant'"):
+        tiny_config(architecture="residual")
 
 
 def test_a_tile_does_not_depend_on_its_neighbours(trained: Path) -> None:
@@ -106,7 +111,7 @@ def test_a_tile_does_not_depend_on_its_neighbours(trained: Path) -> None:
 def test_transfer_takes_all_but_what_a_larger_tile_adds(trained: Path, tmp_path: Path) -> None:
     larger = train_gan(
         tiles(classes=("LYM", "NEW"), size=64),
-        tiny_config(architecture="residual", size=64, init=str(trained), steps=1),
+        tiny_config(**RESIDUAL, size=64, init=str(trained), steps=1),
         tmp_path / "larger",
         device="cpu",
     )
@@ -114,3 +119,8 @@ def test_transfer_takes_all_but_what_a_larger_tile_adds(trained: Path, tmp_path:
     assert {n for n in new if n not in old} == {n for n in new if ".b64." in n}
     with pytest.raises(HistosynthError, match="architecture residual, these settings stylegan2"):
         train_gan(tiles(), tiny_config(init=str(trained)), tmp_path / "other", device="cpu")
+
+
+def test_nvidias_networks_are_not_written_from_it(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(HistosynthError, match="architecture=residual, which NVIDIA's networks lack"):
+        export_nvidia(trained, tmp_path / "net.pt")

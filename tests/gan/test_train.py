@@ -88,7 +88,9 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(whole)]
 
 
-@pytest.mark.parametrize("options", [RICH, LITE, RICH | {"architecture": "residual"}], ids=["rich", "lite", "residual"])
+@pytest.mark.parametrize(
+    "options", [RICH, LITE, RICH | {"architecture": "residual", "start": "code"}], ids=["rich", "lite", "residual"]
+)
 def test_every_option_stopped_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:

@@ -116,13 +116,13 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
     """
     mode = way_of_tuning(model, config)
     low_rank = isinstance(model.transformer, PeftModel) or mode in ("lora", "adapter_lora")
-    for name, unset in (("lora_targets", ()), ("lora_blocks", "all")):
-        if not low_rank and tuple(getattr(config, name)) != tuple(unset):
-            raise SettingError(
-                f"{name} is {getattr(config, name)!r}, but nothing of low rank is trained here (init={config.init}, "
-                f"finetune={config.finetune}).",
-                "Set finetune to lora or adapter_lora, with a start to tune, or leave it out.",
-            )
+    idle = "lora_targets" if config.lora_targets else "lora_blocks" if config.lora_blocks != "all" else ""
+    if idle and not low_rank:
+        raise SettingError(
+            f"{idle} is {getattr(config, idle)!r}, but nothing of low rank is trained here (init={config.init}, "
+            f"finetune={config.finetune}).",
+            "Set finetune to lora or adapter_lora, with a start to tune, or leave it out.",
+        )
     conditioner = model.conditioner
     model.transformer.requires_grad_(mode == "full").train()
     fixed = conditioner.shape.identity  # "told nothing" is then the pretrained one, through the adapter

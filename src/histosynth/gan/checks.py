@@ -55,6 +55,8 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         )
     if config.freeze_d and config.architecture == "lite":
         raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
+    if config.start == "constant" and config.architecture == "residual":
+        raise SettingError("start is 'constant' with architecture=residual, which has no constant.", "Use start=code.")
     find_pipe(config.ada_pipe)
     if config.space == "latents" and of_pixels:
         raise SettingError(f"{of_pixels[0]} is set with space=latents.", "Leave it out, or set space=pixels.")

@@ -1,10 +1,9 @@
 """Residual networks for small budgets, after R3GAN (2501.05441): `architecture` "residual".
 
 StyleGAN2's generator is hard to fit: shown pairs of a code and a latent, it needs several times the steps of a plain
-residual one of its size, and in a training of an hour on a CPU it learns texture and little layout. Here a block is an
-identity plus a small correction, at the start and at the end. The code w sets the channels between the convolutions of
-a unit, and weights are used as they are (no equalised learning rate), so that learning rates are smaller than those of
-StyleGAN2.
+residual one of its size, and 35 minutes on a CPU teach it texture and little layout (docs/results.md). Here a block is
+an identity plus a correction that starts small. The code w sets the channels between the convolutions of a unit, and
+weights are used as they are (no equalised learning rate), so that learning rates are smaller than those of StyleGAN2.
 """
 
 from __future__ import annotations
