@@ -40,12 +40,14 @@ from histosynth.tiles.tileset import TileSet
 
 # the learning rates follow the clock, so that they have fallen when the minutes are over
 _CLOCK = "--schedule clock"
-_COSINE = "--lr-schedule cosine --lr-final 0.1 " + _CLOCK
 RECIPES: dict[str, dict[str, tuple[str, str]]] = {
     "gan": {
-        "base": ("From the shipped base", "train gan {tiles} {out} " + _COSINE),
-        "scratch": ("From scratch", "train gan {tiles} {out} --init none " + _COSINE),
-        "residual": ("Residual networks, from scratch", "train gan {tiles} {out} --config gan/residual-64"),
+        "base": ("From the shipped base", "train gan {tiles} {out} " + _CLOCK),
+        "scratch": ("From scratch", "train gan {tiles} {out} --init none " + _CLOCK),
+        "stylegan2": (
+            "StyleGAN2 networks from scratch",
+            "train gan {tiles} {out} --init none --architecture stylegan2 " + _CLOCK,
+        ),
         "poc-cgan": (  # PathoDuet's weights cannot be had by everyone
             "poc-cgan (tissue-tiny)",
             "train gan {tiles} {out} --config gan/poc-cgan --size 64 --head tissue-tiny "

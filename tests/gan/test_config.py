@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from histosynth.cli import _take_config, build_app
+from histosynth.core.assets import asset_path
+from histosynth.core.checkpoint import read_card
 from histosynth.core.errors import SettingError
-from histosynth.gan.config import GanConfig
+from histosynth.gan.config import SHIPPED, GanConfig
+from histosynth.gan.transfer import BASE
 
 
 def parsed(command: str) -> GanConfig:
@@ -64,7 +67,10 @@ def test_length_follows_steps_thousand_tiles_or_epochs() -> None:
 
 
 def test_shape_takes_every_setting_of_the_networks() -> None:
-    config = GanConfig(channel_base=300, mbstd_group=2, conv_clamp=256.0, noise=False, class_embedding="add")
+    config = GanConfig(
+        init="none", architecture="stylegan2", channel_base=300, mbstd_group=2, conv_clamp=256.0, noise=False,
+        class_embedding="add",
+    )  # fmt: skip
     shape = config.shape(4)
     assert (shape.classes, shape.channel_base, shape.mbstd_group, shape.conv_clamp) == (4, 300, 2, 256.0)
     assert shape.noise is False and shape.class_embedding == "add" and shape.output_clamp is None
@@ -73,18 +79,36 @@ def test_shape_takes_every_setting_of_the_networks() -> None:
 
 @pytest.mark.parametrize("size", [64, 128, 256])
 def test_what_is_left_open_follows_from_where_the_networks_work(size: int) -> None:
-    names = ("space", "loss", "class_groups", "channel_base", "channel_max", "noise", "head", "ada_pipe")
+    names = (
+        "space", "loss", "class_groups", "channel_base", "channel_max", "noise", "head", "ada_pipe", "architecture",
+        "lr_g", "lr_d", "mapping_lr", "r1_every", "ema",
+    )  # fmt: skip
 
     def settled(**given: Any) -> tuple[object, ...]:
         config = GanConfig(size=size, init="none", **given)
         return tuple(getattr(config, name) for name in names)
 
-    on_latents = ("latents", "relativistic", True, 16 * size, 64, True, "", "latents")
+    residual, stylegan2 = ("residual", 0.001, 0.001, 1.0, 4, 20.0), ("stylegan2", 0.0025, 0.0025, 0.01, 16, 5.0)
+    on_latents = ("latents", "relativistic", True, 16 * size, 64, True, "", "latents", *residual)
     assert settled() == on_latents
     assert settled(sampling="natural") == ("latents", "relativistic", False, *on_latents[3:])
     assert settled(channel_max=48)[3:5] == (12 * size, 48)
     assert settled(channel_base=512, loss="logistic", class_groups=False)[1:5] == ("logistic", False, 512, 64)
-    assert settled(space="pixels") == ("pixels", "logistic", False, 2048, 128, False, "tissue-tiny", "tissue")
+    pixels = ("pixels", "logistic", False, 2048, 128, False, "tissue-tiny", "tissue")
+    assert settled(space="pixels") == (*pixels, *stylegan2)
+    assert settled(space="pixels", architecture="residual") == (*pixels, *residual)
+    assert settled(architecture="stylegan2") == (*on_latents[:8], *stylegan2)
+    assert settled(architecture="lite", lr_g=1e-4, ema=1.0)[8:] == ("lite", 1e-4, 0.0025, 0.01, 16, 1.0)
+
+
+def test_pairs_told_apart_are_held_at_another_share_than_real_tiles_known() -> None:
+    for changes, target in (
+        ({}, 0.95),
+        ({"loss": "logistic"}, 0.6),
+        ({"space": "pixels"}, 0.6),
+        ({"ada_target": 0.0}, 0.0),
+    ):
+        assert GanConfig(init="none", **changes).ada_target == target
 
 
 def test_the_command_repeats_the_settings() -> None:
@@ -96,6 +120,22 @@ def test_the_command_repeats_the_settings() -> None:
     assert words.startswith("histosynth train gan TILES RUN ") and "--no-film" in words
     assert parsed(words.removeprefix("histosynth ")) == config
     assert GanConfig(init="/a/b c/gan.safetensors").command().endswith("--init gan.safetensors")
+
+
+@pytest.mark.parametrize("space", ["latents", "pixels"])
+@pytest.mark.parametrize("architecture", ["stylegan2", "residual"])
+def test_the_command_names_the_networks_where_they_are_not_the_usual_ones(space: str, architecture: str) -> None:
+    config = GanConfig(init="none", space=space, architecture=architecture)
+    words = config.command()
+    assert parsed(words.removeprefix("histosynth ")) == config
+    usual = architecture == ("residual" if space == "latents" else "stylegan2")
+    assert ("--architecture" in words, "--lr-g" in words) == (not usual, False)
+
+
+def test_what_is_known_of_the_shipped_weights_is_what_they_are() -> None:
+    shape = read_card(asset_path(BASE))["shape"]
+    assert {name: shape[name] for name in SHIPPED} == SHIPPED
+    assert GanConfig().shape(shape["classes"]).architecture == GanConfig().architecture == "residual"
 
 
 def test_parents_are_named_without_their_folder() -> None:

@@ -39,7 +39,9 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_latents(first_stage: Path, **changes: Any) -> GanConfig:
-    return tiny_config(**({"space": "latents", "autoencoder": str(first_stage), "decoder": 0.4} | changes))
+    return tiny_config(
+        **({"space": "latents", "autoencoder": str(first_stage), "decoder": 0.4, "start": "code"} | changes)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +93,17 @@ def test_pixels_do_not_start_from_the_shipped_weights(changes: dict[str, Any], m
         GanConfig(**changes)
 
 
-def test_auto_follows_the_start(trained: Path, tmp_path: Path) -> None:
-    assert GanConfig(init=str(trained), size=32).space == "latents"
+def test_auto_follows_the_start(trained: Path, first_stage: Path, tmp_path: Path) -> None:
+    followed = GanConfig(init=str(trained), size=32)
+    assert (followed.space, followed.architecture, followed.lr_g) == ("latents", "residual", 0.001)
     pixels = train_gan(tiles(), tiny_config(steps=1), tmp_path / "pixels", device="cpu")
-    assert GanConfig(init=str(pixels), size=64).space == "pixels"
+    followed = GanConfig(init=str(pixels), size=64)
+    assert (followed.space, followed.architecture, followed.lr_g) == ("pixels", "stylegan2", 0.0025)
+    older = on_latents(first_stage, architecture="stylegan2", steps=1, decoder=0.0)
+    older = train_gan(tiles(), older, tmp_path / "older", device="cpu")
+    followed = tiny_config(init=str(older), steps=1)
+    assert (followed.space, followed.architecture) == ("latents", "stylegan2")
+    train_gan(tiles(), followed, tmp_path / "newer", device="cpu")
     with pytest.raises(CheckpointError, match=r"networks of pixels, these settings of latents.*space=pixels"):
         train_gan(tiles(), tiny_config(init=str(pixels), space="latents"), tmp_path / "run", device="cpu")
 
@@ -174,7 +183,7 @@ def test_the_feed_gives_the_latents_of_the_tiles_that_were_drawn(first_stage: Pa
 
 
 def test_another_training_starts_from_it_with_other_classes_and_a_larger_size(trained: Path, tmp_path: Path) -> None:
-    config = tiny_config(init=str(trained), steps=2, decoder=0.0)
+    config = tiny_config(init=str(trained), steps=2, decoder=0.0, start="code")
     path = train_gan(tiles(classes=("TUM", "NEW")), config, tmp_path / "run", device="cpu")
     assert read_card(path)["latent_space"] == read_card(trained)["latent_space"]
     old, new = load_checkpoint(trained)[0], load_checkpoint(path)[0]
@@ -186,7 +195,7 @@ def test_another_training_starts_from_it_with_other_classes_and_a_larger_size(tr
 
 def test_weights_of_pixels_are_no_start_for_latents(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"networks of latents, these settings of pixels.*space=latents"):
-        train_gan(tiles(), tiny_config(init=str(trained), space="pixels"), tmp_path / "run", device="cpu")
+        train_gan(tiles(), tiny_config(init=str(trained), space="pixels", start="code"), tmp_path / "run", device="cpu")
 
 
 def test_a_tile_is_found_again_through_the_decoder(trained: Path) -> None:

@@ -141,13 +141,13 @@ def test_a_recipe_does_not_rest_on_the_defaults(name: str) -> None:
     wanted = {
         "size", "batch", "init", "head", "noise", "channel_base", "channel_max", "d_channel_base", "d_channel_max",
         "z_dim", "w_dim", "mapping_depth", "label_conditioning", "class_embedding", "start", "style_mixing", "r1_every",
-        "ada", "ada_pipe", "ada_target", "lr_g", "lr_d",
+        "ada", "ada_pipe", "ada_target", "lr_g", "lr_d", "architecture", "lr_schedule",
     }  # fmt: skip
     assert wanted <= yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).keys()
 
 
 def test_the_presets_are_those_that_are_documented() -> None:
-    assert NAMES == ["poc-cgan", "residual-64", "skin-transfer", "stylegan2-64", "stylegan2-ada-256"]
+    assert NAMES == ["poc-cgan", "skin-transfer", "stylegan2-64", "stylegan2-ada-256"]
 
 
 @pytest.mark.parametrize("name", POC)

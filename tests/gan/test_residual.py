@@ -118,7 +118,7 @@ def test_transfer_takes_all_but_what_a_larger_tile_adds(trained: Path, tmp_path:
     new, old = load_checkpoint(larger)[0], load_checkpoint(trained)[0]
     assert {n for n in new if n not in old} == {n for n in new if ".b64." in n}
     with pytest.raises(HistosynthError, match="architecture residual, these settings stylegan2"):
-        train_gan(tiles(), tiny_config(init=str(trained)), tmp_path / "other", device="cpu")
+        train_gan(tiles(), tiny_config(init=str(trained), architecture="stylegan2"), tmp_path / "other", device="cpu")
 
 
 def test_nvidias_networks_are_not_written_from_it(trained: Path, tmp_path: Path) -> None:

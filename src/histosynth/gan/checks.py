@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _POSITIVE = (
     "steps", "kimg", "epochs", "samples_per_class", "seconds", "batch", "accumulate", "alpha_tau", "r1_every",
-    "path_length_every", "ada_speed", "lr_g", "lr_d", "lr_head", "ema", "saturation_say_every", "validate_per_class",
-    "save_every", "log_every",
+    "path_length_every", "ada_speed", "lr_g", "lr_d", "lr_head", "ema", "mapping_lr", "saturation_say_every",
+    "validate_per_class", "save_every", "log_every",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",
@@ -51,12 +51,15 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
     if config.class_groups and (config.sampling != "balanced" or config.architecture == "lite"):
         of = "sampling=natural" if config.sampling != "balanced" else "architecture=lite"
         raise SettingError(
-            f"class_groups is set with {of}.", "Leave it out; it is for balanced sampling and stylegan2."
+            f"class_groups is set with {of}.", "Leave it out; it is for balanced sampling, and lite does not use it."
         )
     if config.freeze_d and config.architecture == "lite":
-        raise SettingError("freeze_d is for architecture stylegan2.", "Leave it out with architecture=lite.")
+        raise SettingError("freeze_d is set with architecture=lite.", "Leave it out; lite does not use it.")
     if config.start == "constant" and config.architecture == "residual":
-        raise SettingError("start is 'constant' with architecture=residual, which has no constant.", "Use start=code.")
+        raise SettingError(
+            "start is 'constant' with architecture=residual, which has no constant.",
+            "Use start=code, or architecture=stylegan2 with init=none.",
+        )
     find_pipe(config.ada_pipe)
     if config.space == "latents" and of_pixels:
         raise SettingError(f"{of_pixels[0]} is set with space=latents.", "Leave it out, or set space=pixels.")

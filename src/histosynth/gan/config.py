@@ -1,6 +1,5 @@
 """Settings of the GAN's training. The defaults suit small sets of 64 px tiles and a laptop without a GPU; the
-presets gan/poc-cgan, gan/residual-64, gan/stylegan2-64, gan/stylegan2-ada-256 and gan/skin-transfer hold other recipes
-whole.
+presets gan/poc-cgan, gan/stylegan2-64, gan/stylegan2-ada-256 and gan/skin-transfer hold other recipes whole.
 """
 
 from __future__ import annotations
@@ -18,12 +17,16 @@ from histosynth.gan.shape import Shape
 _LATENTS = astuple(AutoencoderShape())
 
 
-def starts_on_latents(init: str) -> bool | None:
-    """Whether the networks of a start (`GanConfig.init`) work on latents; none where there are none to ask."""
+SHIPPED = {"architecture": "residual", "autoencoder": list(_LATENTS)}
+"""What auto has to know of the shipped weights, without opening them."""
+
+
+def shape_of_start(init: str) -> dict[str, Any]:
+    """The shape in the card of a start (`GanConfig.init`); empty where there is none to ask."""
     path = Path(init)
     if init in ("base", "none") or not (path.is_file() and path.suffix == ".safetensors"):
-        return init == "base" or None
-    return bool(read_card(path).get("shape", {}).get("autoencoder"))
+        return SHIPPED if init == "base" else {}
+    return dict(read_card(path).get("shape", {}))
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,10 @@ class GanConfig:
     decoder: float = 0.2
     """latents: steps, as a share of `steps` (and of `seconds`), that come first and teach the decoder the texture of
     these tiles; 0: none."""
-    architecture: Literal["stylegan2", "lite", "residual"] = "stylegan2"
-    """stylegan2: skip generator, residual discriminator; lite: plain blocks, spectral normalisation; residual: both
-    networks residual and without equalised learning rates, after R3GAN (see the preset gan/residual-64)."""
+    architecture: Literal["auto", "stylegan2", "lite", "residual"] = "auto"
+    """residual: both networks residual and without equalised learning rates, after R3GAN; stylegan2: skip generator,
+    residual discriminator; lite: plain blocks, spectral normalisation. auto: as the start; from scratch, residual on
+    latents and stylegan2 on pixels."""
     label_conditioning: Literal["projection", "mapping"] = "projection"
     """How the discriminator knows the class: an embedding, or a mapping network as in StyleGAN2-ADA."""
     class_embedding: Literal["concat", "add"] = "concat"
@@ -100,6 +104,8 @@ class GanConfig:
     """Length of the style code w."""
     mapping_depth: int = 2
     """Layers of the mapping network."""
+    mapping_lr: float = 0.0
+    """Learning rate of the mapping networks relative to the rest; 0: 1 for residual networks, else 0.01."""
     noise: bool | None = None
     """Noise in every place of the generator's layers (StyleGAN2). On pixels, in short trainings, it takes the place of
     structure; latents are partly noise, and without it the discriminator wins at once. none: on latents alone."""
@@ -150,10 +156,10 @@ class GanConfig:
     label_fake: float = 0.0
     """bce: label of fake tiles."""
     r1_gamma: float | None = None
-    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels, on latents 0.01 where the loss
-    is relativistic and else 0.3; 0: no penalty."""
-    r1_every: int = 16
-    """Steps from one gradient penalty to the next."""
+    """Weight of the gradient penalty R1; none: 0.0002 size^2 / batch on pixels; on latents 0.2 for residual networks,
+    else 0.01 where the loss is relativistic and 0.3 where it is not; 0: no penalty."""
+    r1_every: int = 0
+    """Steps from one gradient penalty to the next; 0: 4 for residual networks, else 16."""
     r1_lazy: bool = True
     """A step of its own, r1_every times as strong (StyleGAN2); no: added as it is to the loss of that step."""
     drift: float = 0.0
@@ -197,8 +203,9 @@ class GanConfig:
     auto: tissue on pixels, latents on latents."""
     ada_p: float = 0.0
     """Probability p of a change at the start (fixed: all the time)."""
-    ada_target: float = 0.6
-    """Where r_t or the accuracy is held; 0: no augmentation that adapts."""
+    ada_target: float | None = None
+    """Where r_t or the accuracy is held; 0: no augmentation that adapts; none: 0.95 where the loss is relativistic,
+    where r_t counts pairs told apart and is high while the generator still learns, else 0.6."""
     ada_max: float = 1.0
     """Largest p."""
     ada_speed: float = 100.0
@@ -217,10 +224,10 @@ class GanConfig:
     """accuracy: see ada_cap."""
 
     # --- optimisers
-    lr_g: float = 0.0025
-    """Learning rate of the generator."""
-    lr_d: float = 0.0025
-    """Learning rate of the discriminator."""
+    lr_g: float = 0.0
+    """Learning rate of the generator; 0: 0.001 for residual networks, else 0.0025."""
+    lr_d: float = 0.0
+    """Learning rate of the discriminator; 0: 0.001 for residual networks, else 0.0025."""
     lr_head: float = 0.002
     """Learning rate of the pathology head."""
     beta1: float = 0.0
@@ -231,14 +238,14 @@ class GanConfig:
     """Largest norm of the generator's gradient."""
     clip_d: float = 0.0
     """Largest norm of the discriminator's gradient, its head included."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
     """cosine: half a cosine down to `lr_final`, over the whole training."""
-    lr_final: float = 0.01
+    lr_final: float = 0.1
     """cosine: learning rate at the end, as a share of the first."""
     schedule: Literal["steps", "clock"] = "steps"
     """What the cosine follows: steps; or, under `seconds`, the clock, so that it ends with the training."""
-    ema: float = 5.0
-    """Half-life, in thousand tiles, of the averaged generator that is kept."""
+    ema: float = 0.0
+    """Half-life, in thousand tiles, of the averaged generator that is kept; 0: 20 for residual networks, else 5."""
     ema_rampup: float = 0.05
     """The half-life is at most this share of the tiles seen so far; 0: no such limit."""
     ema_decay: float | None = None
@@ -298,25 +305,39 @@ class GanConfig:
 
     def _settle(self) -> None:
         """Put what auto stands for in its place."""
+        start = shape_of_start(self.init)
         latents = self.space == "latents"
         if self.space == "auto":
-            start = starts_on_latents(self.init)
-            least = 64 if start is None else 32
-            latents = start is not False and self.size >= least and self.architecture != "lite"
+            fits = bool(start["autoencoder"]) if "autoencoder" in start else not start
+            latents = fits and self.size >= (32 if start else 64) and self.architecture != "lite"
             latents = latents and not self._of_pixels()
             object.__setattr__(self, "space", "latents" if latents else "pixels")
+        usual = start.get("architecture", "residual" if latents else "stylegan2")
+        residual = (usual if self.architecture == "auto" else self.architecture) == "residual"
         most = (64 if latents else 128) if self.channel_max is None else self.channel_max
-        for name, on_latents, on_pixels in (
-            ("noise", True, False),
-            ("head", "", "tissue-tiny"),
-            ("ada_pipe", "latents", "tissue"),
-            ("loss", "relativistic", "logistic"),
-            ("class_groups", self.sampling == "balanced", False),
-            ("channel_max", most, most),
-            ("channel_base", most * self.size // FACTOR, 2048),
+        for name, value in (
+            ("architecture", usual),
+            ("noise", latents),
+            ("head", "" if latents else "tissue-tiny"),
+            ("ada_pipe", "latents" if latents else "tissue"),
+            ("loss", "relativistic" if latents else "logistic"),
+            ("class_groups", latents and self.sampling == "balanced"),
+            ("channel_max", most),
+            ("channel_base", most * self.size // FACTOR if latents else 2048),
         ):
             if getattr(self, name) in (None, "auto"):
-                object.__setattr__(self, name, on_latents if latents else on_pixels)
+                object.__setattr__(self, name, value)
+        if self.ada_target is None:
+            object.__setattr__(self, "ada_target", 0.95 if self.loss == "relativistic" else 0.6)
+        for name, of_residual, of_others in (
+            ("lr_g", 0.001, 0.0025),
+            ("lr_d", 0.001, 0.0025),
+            ("mapping_lr", 1.0, 0.01),
+            ("r1_every", 4, 16),
+            ("ema", 20.0, 5.0),
+        ):
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, of_residual if residual else of_others)
 
     def _of_pixels(self) -> list[str]:
         """Settings in use that need pixels."""
@@ -365,12 +386,15 @@ class GanConfig:
 
         words = ["histosynth train gan TILES RUN"]
         # what auto stands for need not be said
-        given: dict[str, Any] = {"size": self.size, "architecture": self.architecture, "init": self.init}
-        usual, auto = GanConfig(**given, space=self.space), GanConfig(**given).space
+        given: dict[str, Any] = {"size": self.size, "init": self.init}
+        implied = {
+            "space": GanConfig(**given, architecture=self.architecture).space,
+            "architecture": GanConfig(**given, space=self.space).architecture,
+        }
+        usual = GanConfig(**given, space=self.space, architecture=self.architecture)
         for field in fields(self):
             value = getattr(self, field.name)
-            implied = field.name not in ("space", *given) and value == getattr(usual, field.name)
-            if implied or value == (auto if field.name == "space" else field.default):
+            if value == (field.default if field.name in given else implied.get(field.name, getattr(usual, field.name))):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):

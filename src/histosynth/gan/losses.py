@@ -69,13 +69,16 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-LATENT_R1_GAMMA = {"logistic": 0.3, "bce": 0.3, "relativistic": 0.01}
-"""Weight of R1 on latents of unit deviation by loss, chosen in short trainings on real tissue."""
-
-
 def default_r1_gamma(size: int, batch: int) -> float:
     """0.0002 size^2 / batch, the rule of thumb of ADA (2006.06676, appendix C)."""
     return 0.0002 * size * size / batch
+
+
+def latent_r1_gamma(architecture: str, loss: str) -> float:
+    """Weight of R1 on latents of unit deviation, chosen in short trainings on real tissue."""
+    if architecture == "residual":
+        return 0.2
+    return 0.01 if loss == "relativistic" else 0.3
 
 
 def drift_penalty(real_logits: Tensor) -> Tensor:

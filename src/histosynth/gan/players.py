@@ -26,7 +26,7 @@ from histosynth.gan.discriminator import Discriminator
 from histosynth.gan.generator import Generator
 from histosynth.gan.head import PathologyHead
 from histosynth.gan.layers import place
-from histosynth.gan.losses import LATENT_R1_GAMMA, default_r1_gamma
+from histosynth.gan.losses import default_r1_gamma, latent_r1_gamma
 from histosynth.gan.transfer import checkpoint_of, start_from
 
 DEFAULT_PERCEPTUAL = "tissue-tiny"
@@ -74,7 +74,9 @@ class Players:
         self.discriminator.freeze_highest(config.freeze_d)
         self.making = _learnable(self.generator)
         self.judging = [*_learnable(self.discriminator), *(_learnable(self.head) if self.head else [])]
-        usual = LATENT_R1_GAMMA[config.loss] if shape.autoencoder else default_r1_gamma(config.size, config.batch)
+        usual = default_r1_gamma(config.size, config.batch)
+        if shape.autoencoder:
+            usual = latent_r1_gamma(config.architecture, config.loss)
         self.gamma = usual if config.r1_gamma is None else config.r1_gamma
 
         # lazy regularisation (1912.04958, appendix B): a network makes one more step every so many

@@ -101,7 +101,7 @@ class Shape:
         if self.architecture == "residual" and (self.conv_clamp or self.d_clamp):
             raise SettingError(
                 f"conv_clamp is {self.conv_clamp or self.d_clamp} with architecture=residual, which limits no feature.",
-                "Leave it out; its convolutions are safe in bfloat16.",
+                "Leave it out, or use architecture=stylegan2 with init=none.",
             )
         if self.mbstd_channels and self.d_channels(4) % self.mbstd_channels:
             raise SettingError(

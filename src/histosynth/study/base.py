@@ -118,9 +118,7 @@ def _gan(tiles: TileArray, config: BaseConfig, folder: Path) -> Path:
         init=config.init,
         autoencoder=str(_asset(config, "autoencoder")) if config.init == "none" else "base",
         decoder=0.0,  # it has learnt from these very tiles
-        lr_schedule="cosine",
         schedule="clock",
-        lr_final=0.1,
     )
     return export_base(train_gan(tiles, settings, folder, device=config.device), _asset(config, "gan-base"))
 
