@@ -12,7 +12,6 @@ from functools import lru_cache, reduce
 import numpy as np
 
 GRID = 28
-_ROWS = 32  # matrix products always have a multiple of this many rows, so that each row is rounded alike
 # Absorbance (R, G, B) of what may lie there: stains after Ruifrok and Johnston 2001, melanin, and four pens.
 _HAEMATOXYLIN, _EOSIN, _MELANIN = (0.65, 0.70, 0.29), (0.10, 0.95, 0.30), (0.45, 0.70, 1.00)
 _PENS = np.array([(1.2, 0.4, 1.0), (1.5, 0.9, 0.1), (1.0, 1.0, 1.0), (0.05, 1.2, 1.2)])
@@ -164,10 +163,6 @@ def _contrast(maps: np.ndarray, bank: np.ndarray, share: np.ndarray) -> tuple[np
 
 def _product(maps: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of maps and of their squares under each mask."""
-    n, channels, size = maps.shape
-    rows = np.concatenate([maps.reshape(-1, size), np.square(maps).reshape(-1, size)])
-    padded = np.zeros((-(-len(rows) // _ROWS) * _ROWS, size), np.float32)
-    padded[: len(rows)] = rows
-    found = np.concatenate([padded[i : i + _ROWS] @ bank for i in range(0, len(padded), _ROWS)])
-    half = n * channels
-    return found[:half].reshape(n, channels, -1), found[half : 2 * half].reshape(n, channels, -1)
+    # a product a tile: how a row is rounded depends on its place among the rows of a product
+    found = np.matmul(np.concatenate([maps, np.square(maps)], axis=1), bank)
+    return found[:, : maps.shape[1]], found[:, maps.shape[1] :]
