@@ -19,7 +19,7 @@ from histosynth.core.errors import CheckpointError, DataError, RunError, Setting
 from histosynth.tiles.batches import TileArray
 
 _CLASSES = ("dots", "stripes", "plain")
-_QUICK = ClassifierConfig(steps=40, batch=16, width=0.25, lr=1e-2)
+_QUICK = ClassifierConfig(steps=80, batch=16, width=0.25, lr=1e-2)
 _SHORT = ClassifierConfig(steps=3, batch=6, width=0.25, val_every=2)
 
 
@@ -51,7 +51,7 @@ def trained() -> Classifier:
 def test_it_learns_and_is_calibrated(trained):
     test = _tiles(90, seed=2)
     result = scores(trained.probabilities(test.images), test.labels, _CLASSES)
-    assert result["balanced_accuracy"] > 0.85
+    assert result["balanced_accuracy"] > 0.9
     assert result["ece"] < 0.15
     assert trained.initialisation == "scratch"
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]

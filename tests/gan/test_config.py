@@ -12,8 +12,9 @@ from histosynth.cli import _take_config, build_app
 from histosynth.core.assets import asset_path
 from histosynth.core.checkpoint import read_card
 from histosynth.core.errors import SettingError
-from histosynth.gan.config import SHIPPED, GanConfig
+from histosynth.gan.config import GanConfig
 from histosynth.gan.transfer import BASE
+from histosynth.gan.usual import SHIPPED
 
 
 def parsed(command: str) -> GanConfig:

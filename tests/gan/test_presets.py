@@ -141,7 +141,7 @@ def test_a_recipe_does_not_rest_on_the_defaults(name: str) -> None:
     wanted = {
         "size", "batch", "init", "head", "noise", "channel_base", "channel_max", "d_channel_base", "d_channel_max",
         "z_dim", "w_dim", "mapping_depth", "label_conditioning", "class_embedding", "start", "style_mixing", "r1_every",
-        "ada", "ada_pipe", "ada_target", "lr_g", "lr_d", "architecture", "lr_schedule",
+        "ada", "ada_pipe", "ada_target", "lr_g", "lr_d", "architecture", "lr_schedule", "mapping_lr",
     }  # fmt: skip
     assert wanted <= yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).keys()
 

@@ -4,29 +4,14 @@ presets gan/poc-cgan, gan/stylegan2-64, gan/stylegan2-ada-256 and gan/skin-trans
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from histosynth.autoencoder.network import FACTOR, AutoencoderShape
-from histosynth.core.checkpoint import read_card
 from histosynth.gan.augmentation.pipe import ANY_CHANNELS
 from histosynth.gan.checks import check
 from histosynth.gan.shape import Shape
-
-_LATENTS = astuple(AutoencoderShape())
-
-
-SHIPPED = {"architecture": "residual", "autoencoder": list(_LATENTS)}
-"""What auto has to know of the shipped weights, without opening them."""
-
-
-def shape_of_start(init: str) -> dict[str, Any]:
-    """The shape in the card of a start (`GanConfig.init`); empty where there is none to ask."""
-    path = Path(init)
-    if init in ("base", "none") or not (path.is_file() and path.suffix == ".safetensors"):
-        return SHIPPED if init == "base" else {}
-    return dict(read_card(path).get("shape", {}))
+from histosynth.gan.usual import LATENTS, usual
 
 
 @dataclass(frozen=True)
@@ -298,46 +283,11 @@ class GanConfig:
     """Make a film (GIF) of the pictures in samples/ at the end."""
 
     def __post_init__(self) -> None:
-        seen = self._of_pixels()
-        self._settle()
-        check(self, seen)
+        of_pixels = self._of_pixels()
+        for name, value in usual(self, bool(of_pixels)).items():
+            object.__setattr__(self, name, value)
+        check(self, of_pixels)
         self.shape(2)
-
-    def _settle(self) -> None:
-        """Put what auto stands for in its place."""
-        start = shape_of_start(self.init)
-        latents = self.space == "latents"
-        if self.space == "auto":
-            fits = bool(start["autoencoder"]) if "autoencoder" in start else not start
-            latents = fits and self.size >= (32 if start else 64) and self.architecture != "lite"
-            latents = latents and not self._of_pixels()
-            object.__setattr__(self, "space", "latents" if latents else "pixels")
-        usual = start.get("architecture", "residual" if latents else "stylegan2")
-        residual = (usual if self.architecture == "auto" else self.architecture) == "residual"
-        most = (64 if latents else 128) if self.channel_max is None else self.channel_max
-        for name, value in (
-            ("architecture", usual),
-            ("noise", latents),
-            ("head", "" if latents else "tissue-tiny"),
-            ("ada_pipe", "latents" if latents else "tissue"),
-            ("loss", "relativistic" if latents else "logistic"),
-            ("class_groups", latents and self.sampling == "balanced"),
-            ("channel_max", most),
-            ("channel_base", most * self.size // FACTOR if latents else 2048),
-        ):
-            if getattr(self, name) in (None, "auto"):
-                object.__setattr__(self, name, value)
-        if self.ada_target is None:
-            object.__setattr__(self, "ada_target", 0.95 if self.loss == "relativistic" else 0.6)
-        for name, of_residual, of_others in (
-            ("lr_g", 0.001, 0.0025),
-            ("lr_d", 0.001, 0.0025),
-            ("mapping_lr", 1.0, 0.01),
-            ("r1_every", 4, 16),
-            ("ema", 20.0, 5.0),
-        ):
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, of_residual if residual else of_others)
 
     def _of_pixels(self) -> list[str]:
         """Settings in use that need pixels."""
@@ -347,7 +297,7 @@ class GanConfig:
         used += ["head"] if self.head not in ("", "auto") else []
         return used + (["ada_pipe"] if self.ada_pipe not in ("auto", *ANY_CHANNELS) else [])
 
-    def shape(self, classes: int, first_stage: tuple[int, ...] = _LATENTS) -> Shape:
+    def shape(self, classes: int, first_stage: tuple[int, ...] = LATENTS) -> Shape:
         """The shape of the networks for this many classes (none of them where `conditional` is off).
 
         Args:
@@ -391,10 +341,10 @@ class GanConfig:
             "space": GanConfig(**given, architecture=self.architecture).space,
             "architecture": GanConfig(**given, space=self.space).architecture,
         }
-        usual = GanConfig(**given, space=self.space, architecture=self.architecture)
+        plain = GanConfig(**given, space=self.space, architecture=self.architecture)
         for field in fields(self):
             value = getattr(self, field.name)
-            if value == (field.default if field.name in given else implied.get(field.name, getattr(usual, field.name))):
+            if value == (field.default if field.name in given else implied.get(field.name, getattr(plain, field.name))):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
