@@ -212,6 +212,7 @@ def export_base_without_asset(checkpoint: Path, folder: Path) -> Path:
         ({"lora_targets": ("to_z",), "decoder": 0.5}, "to_z"),
         ({"lora_targets": ("to_q",), "finetune": "full"}, "lora_targets is .*nothing of low rank"),
         ({"lora_blocks": "1", "finetune": "adapter"}, "lora_blocks is '1'"),
+        ({"lora_targets": ("to_q",), "init": "none", "autoencoder": "train"}, "nothing of low rank .*init=none"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"layers": 7}, "layers is 7, but the start"),
         ({"sampling": "odd"}, "sampling is 'odd'"),
@@ -222,7 +223,8 @@ def test_settings_that_cannot_be_used_are_named(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         train_diffusion(tiles, tuning(base_path, **changes), tmp_path / "run", device="cpu", encoder=encoder)
-    assert not (tmp_path / "run/decoder").exists()  # said before the minutes that the decoder takes
+    # said before the minutes that a decoder or an autoencoder takes
+    assert not (tmp_path / "run/decoder").exists() and not (tmp_path / "run/autoencoder").exists()
 
 
 def test_tiles_that_cannot_be_used_are_named(

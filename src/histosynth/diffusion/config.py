@@ -167,6 +167,23 @@ def check_config(config: DiffusionConfig) -> None:
         )
     if config.half_base and config.precision not in ("bf16", "fp16"):
         raise SettingError(f"half_base is set with precision {config.precision!r}.", "Set precision to bf16 or fp16.")
+    if config.init == "none":  # before the minutes of an autoencoder that is trained first
+        refuse_idle_lora(config)
+
+
+def refuse_idle_lora(config: DiffusionConfig) -> None:
+    """Refuse LoRA targets and blocks; called where LoRA has no part.
+
+    Raises:
+        SettingError: either is set.
+    """
+    idle = "lora_targets" if config.lora_targets else "lora_blocks" if config.lora_blocks != "all" else ""
+    if idle:
+        raise SettingError(
+            f"{idle} is {getattr(config, idle)!r}, but nothing of low rank is trained here (init={config.init}, "
+            f"finetune={config.finetune}).",
+            "Set finetune to lora or adapter_lora, with a start to tune, or leave it out.",
+        )
 
 
 def check_tiles(data: TileArray, config: DiffusionConfig, held_out: TileArray | None) -> None:

@@ -18,7 +18,7 @@ from histosynth.core.seeds import derive
 from histosynth.core.types import EncoderCard
 from histosynth.diffusion.adapter import carry_over
 from histosynth.diffusion.backbone import SHAPES, Backbone, Compact, architecture_in
-from histosynth.diffusion.config import DiffusionConfig, Finetune
+from histosynth.diffusion.config import DiffusionConfig, Finetune, refuse_idle_lora
 from histosynth.diffusion.lora import LoraShape, attach_lora, lora_shape, lora_targets
 from histosynth.diffusion.model import LatentDiffusion, load_model, with_conditioner
 from histosynth.diffusion.pixcell.cards import CARDS
@@ -116,13 +116,8 @@ def choose_trained(model: LatentDiffusion, config: DiffusionConfig) -> list[dict
     """
     mode = way_of_tuning(model, config)
     low_rank = isinstance(model.transformer, PeftModel) or mode in ("lora", "adapter_lora")
-    idle = "lora_targets" if config.lora_targets else "lora_blocks" if config.lora_blocks != "all" else ""
-    if idle and not low_rank:
-        raise SettingError(
-            f"{idle} is {getattr(config, idle)!r}, but nothing of low rank is trained here (init={config.init}, "
-            f"finetune={config.finetune}).",
-            "Set finetune to lora or adapter_lora, with a start to tune, or leave it out.",
-        )
+    if not low_rank:
+        refuse_idle_lora(config)
     conditioner = model.conditioner
     model.transformer.requires_grad_(mode == "full").train()
     fixed = conditioner.shape.identity  # "told nothing" is then the pretrained one, through the adapter
