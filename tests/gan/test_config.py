@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from histosynth.cli import _take_config, build_app
 from histosynth.core.assets import asset_path
-from histosynth.core.checkpoint import read_card
+from histosynth.core.checkpoint import read_card, save_checkpoint
 from histosynth.core.errors import SettingError
+from histosynth.core.run import plain
 from histosynth.gan.config import GanConfig
 from histosynth.gan.transfer import BASE
 from histosynth.gan.usual import SHIPPED
@@ -40,6 +43,10 @@ def parsed(command: str) -> GanConfig:
         ({"batch": 9, "accumulate": 2}, "accumulate is 2, which does not divide batch, 9"),
         ({"kimg": 5.0, "epochs": 3}, "kimg is 5.0 and epochs is 3"),
         ({"architecture": "lite", "freeze_d": 1}, "freeze_d"),
+        ({"architecture": "lite", "init": "none", "mapping_lr": 0.01}, "mapping_lr is 0.01 with architecture=lite"),
+        ({"alpha_gate": True}, "alpha_gate is set without a head.*head=tissue-tiny"),
+        ({"head": "", "space": "pixels", "init": "none", "head_joint": True}, "head_joint is set without a head"),
+        ({"autoencoder": "own.safetensors", "space": "pixels", "init": "none"}, "autoencoder is 'own.*space=pixels"),
         ({"ada_pipe": "odd"}, "'odd'.*tissue"),
     ],
 )
@@ -99,7 +106,7 @@ def test_what_is_left_open_follows_from_where_the_networks_work(size: int) -> No
     assert settled(space="pixels") == (*pixels, *stylegan2)
     assert settled(space="pixels", architecture="residual") == (*pixels, *residual)
     assert settled(architecture="stylegan2") == (*on_latents[:8], *stylegan2)
-    assert settled(architecture="lite", lr_g=1e-4, ema=1.0)[8:] == ("lite", 1e-4, 0.0025, 0.01, 16, 1.0)
+    assert settled(architecture="lite", lr_g=1e-4, ema=1.0)[8:] == ("lite", 1e-4, 0.0025, 1.0, 16, 1.0)
 
 
 def test_pairs_told_apart_are_held_at_another_share_than_real_tiles_known() -> None:
@@ -149,3 +156,22 @@ def test_parents_are_named_without_their_folder() -> None:
 def test_the_command_of_a_preset_repeats_it(name: str) -> None:
     config = parsed(f"train gan TILES RUN --config gan/{name}")
     assert parsed(config.command().removeprefix("histosynth ")) == config
+
+
+@pytest.mark.parametrize(("start", "noise"), [("constant", True), ("code", False)])
+def test_start_and_noise_are_those_of_the_start_weights(start: str, noise: bool, tmp_path: Path) -> None:
+    """They change what the other weights make; a training that goes on from them begins with what they make."""
+    shape = GanConfig(size=32, init="none", space="pixels", start=start, noise=noise).shape(2)
+    card = {"kind": "gan", "classes": ["a", "b"], "shape": asdict(shape)}
+    path = save_checkpoint(tmp_path / "start.safetensors", {"a": torch.zeros(1)}, card)
+    config = GanConfig(size=32, init=str(path))
+    assert (config.start, config.noise) == (start, noise)
+    other = GanConfig(size=32, init=str(path), start="code", noise=True)
+    assert (other.start, other.noise) == ("code", True)
+    command = other.command().removeprefix("histosynth ").replace("start.safetensors", str(path))
+    assert parsed(command) == other
+
+
+def test_the_first_conditional_gan_can_do_without_the_encoder_that_is_not_free() -> None:
+    config = parsed("train gan TILES RUN --config gan/poc-cgan --head tissue-tiny --perceptual-encoder tissue-tiny")
+    assert "pathoduet" not in map(str, plain(config).values())

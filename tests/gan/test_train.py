@@ -20,7 +20,7 @@ from PIL import Image
 from histosynth import encoders
 from histosynth.core.checkpoint import load_checkpoint, load_state, read_card
 from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
-from histosynth.gan import record
+from histosynth.gan import feed, record
 from histosynth.gan import step as stepping
 from histosynth.gan.config import GanConfig
 from histosynth.gan.crew import Crew
@@ -29,6 +29,7 @@ from histosynth.gan.generator import Generator
 from histosynth.gan.guards import CollapseMonitor
 from histosynth.gan.players import Players
 from histosynth.gan.sample import GanGenerator, load_discriminator
+from histosynth.gan.steering import Steering
 from histosynth.gan.train import train_gan
 from histosynth.gan.transfer import export_base, start_from
 from histosynth.tiles.batches import TileArray
@@ -196,6 +197,9 @@ def test_wrong_data_and_settings_name_the_remedy(tmp_path: Path) -> None:
         train_gan(some, tiny_config(), tmp_path / "e", device="cpu")
     with pytest.raises(DataError, match="18 validation tiles are training tiles"):
         train_gan(tiles(), tiny_config(), tmp_path / "f", validation=tiles(), score=Brightness(), device="cpu")
+    with pytest.raises(DataError, match="4 of 18 validation tiles have no class"):
+        named = replace(some, ids=[f"v{k}" for k in range(18)])
+        train_gan(tiles(), tiny_config(), tmp_path / "h", validation=named, score=Brightness(), device="cpu")
     with pytest.raises(DataError, match="validation tiles have the classes"):
         train_gan(tiles(), tiny_config(), tmp_path / "g", validation=tiles(classes=("A",), name="v"), device="cpu")
     with pytest.raises(SettingError, match="tisue-tiny.*tissue-tiny"):
@@ -502,6 +506,81 @@ def test_the_cosine_can_follow_the_clock(tmp_path: Path) -> None:
         config = tiny_config(steps=10_000, seconds=1.0, schedule="clock", lr_schedule="cosine")
         train_gan(tiles(), config, tmp_path / "run", device="cpu")
     assert seen == sorted(seen) and seen[0] < 0.5 < seen[-1] <= 1.5
+
+
+def test_classes_without_a_training_tile_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(feed, "say", said.append)
+    data = tiles().subset(np.flatnonzero(tiles().labels < 2))
+    config = tiny_config(steps=2, validate_every=2, validate_per_class=3)
+    path = train_gan(
+        data, config, tmp_path / "run", validation=tiles(name="v"), score=Brightness(), device="cpu"
+    )  # fmt: skip
+    card = read_card(path)
+    assert card["validation_tiles"] == 6 and card["trained_on"]["classes"]["TUM"] == 0
+    assert said == ["No training tile is TUM, so the GAN will not know what they look like."]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_at_once(tmp_path: Path) -> None:
+    class Third:
+        process_index, num_processes = 0, 3
+
+    crew = Crew(torch.device("cpu"), Third())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Crew, "join", lambda device: crew)
+        with pytest.raises(SettingError, match="batch is 8, for 3 process.*multiple of 3"):
+            train_gan(tiles(), tiny_config(batch=8), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_penalty_is_that_of_the_tiles_before_their_augmentation() -> None:
+    """R1 of StyleGAN2-ADA: the gradient passes through the augmentation."""
+    config = tiny_config(ada="fixed", ada_p=1.0, ada_pipe="bgc", loss="relativistic")
+    step = stepping.TrainingStep(config, ("A", "B"), Crew.join("cpu"), 1)
+    real, fake = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels = torch.tensor([0, 1, 0, 1])
+    found = step._gradient_penalty(stepping.Part(torch.Generator().manual_seed(5), real, labels, fake))
+    draw, expected = torch.Generator().manual_seed(5), 0.0
+    for images in (real, fake):
+        x = images.clone().requires_grad_(True)
+        logits = step.players.discriminator(stepping.augment(x, 1.0, draw, "bgc"), labels)
+        expected += float(torch.autograd.grad(logits.sum(), x)[0].square().sum() / len(x))
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
+    # what it was of the tiles as the discriminator sees them
+    draw, after = torch.Generator().manual_seed(5), 0.0
+    for images in (real, fake):
+        x = stepping.augment(images, 1.0, draw, "bgc").requires_grad_(True)
+        after += float(torch.autograd.grad(step.players.discriminator(x, labels).sum(), x)[0].square().sum() / len(x))
+    assert abs(after - expected) > 0.1 * expected
+
+
+@pytest.mark.parametrize("ada", ["sign", "accuracy", "fixed"])
+def test_without_a_target_nothing_adapts_and_the_guard_acts_at_once(ada: str) -> None:
+    config = tiny_config(ada=ada, ada_target=0.0, ada_p=0.25, ada_gain=1.0, d_stop_steps=5)
+    steering, images = Steering(config), torch.zeros(4, 3, 8, 8)
+    for step in range(5):
+        assert steering.stopped_by == ""
+        steering.update(step, torch.ones(4), images, images)
+    assert steering.p == 0.25 and steering.accuracy.ema == 1.0 and steering.stopped_by == "discriminator"
+
+
+@pytest.mark.slow
+def test_processes_follow_one_clock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1);"
+        "from tests.gan.helpers import *; from histosynth.gan.players import Players;"
+        "from histosynth.gan.train import train_gan; seen = [];"
+        "Players.set_rates = lambda self, progress: seen.append(progress);"
+        "config = tiny_config(steps=10_000, batch=8, seconds=2.0, schedule='clock', lr_schedule='cosine');"
+        "train_gan(tiles(), config, sys.argv[2], device='cpu');"
+        "open(sys.argv[2] + os.environ['RANK'], 'w').write(repr(seen))"
+    )
+    script = tmp_path / "train.py"
+    script.write_text(code)
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+    subprocess.run([*words, str(script), str(Path(__file__).parents[2]), str(tmp_path / "two")], check=True)
+    first, second = ((tmp_path / f"two{rank}").read_text() for rank in (0, 1))
+    assert first == second and len(first) > 100
 
 
 @pytest.mark.slow

@@ -237,3 +237,31 @@ def test_wrong_files_name_the_remedy(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, BASE, card={"shape": {"size": "huge"}})
     with pytest.raises(CheckpointError, match="start.safetensors"):
         start_from(str(path), *pair, CLASSES, seed=0)
+
+
+def test_a_rate_that_lite_does_not_use_leaves_its_weights(tmp_path: Path) -> None:
+    lite = replace(BASE, architecture="lite", mapping_lr=0.01)
+    old_g, _ = networks(lite, seed=1)
+    new_g, new_d = networks(replace(lite, mapping_lr=1.0), seed=2)
+    start_from(str(checkpoint(tmp_path, lite)), new_g, new_d, CLASSES, seed=0)
+    z, labels, _ = inputs()
+    assert torch.equal(new_g.mapping(z, labels), old_g.mapping(z, labels))
+
+
+def test_a_map_of_the_code_and_noise_begin_without_effect(tmp_path: Path, said: list[str]) -> None:
+    plain = replace(BASE, start="constant", noise=False)
+    old_g, _ = networks(plain, seed=1)
+    new_g, new_d = networks(replace(BASE, start="code", noise=True), seed=2)
+    start_from(str(checkpoint(tmp_path, plain)), new_g, new_d, CLASSES, seed=0)
+    z, labels, _ = inputs()
+    noise = new_g.draw_noise(4, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(new_g(z, labels, noise=noise), old_g(z, labels, noise=None))
+    assert "anew: blocks.b4" in said[0] and "no place" not in said[0]
+
+
+def test_what_the_file_has_and_the_settings_have_no_place_for_is_said(tmp_path: Path, said: list[str]) -> None:
+    rich = replace(BASE, start="code", noise=True)
+    start_from(str(checkpoint(tmp_path, rich)), *networks(replace(BASE, noise=False)), CLASSES, seed=0)
+    assert "no place: noise, blocks.b4.start)" in said[0]
+    start_from(str(checkpoint(tmp_path, tiny_shape())), *networks(BASE), CLASSES, seed=0)
+    assert "no place" not in said[-1], "layers of a larger size are not missed"

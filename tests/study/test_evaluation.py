@@ -372,6 +372,14 @@ def test_the_checkpoint_tells_what_the_generator_was_trained_on(real, tmp_path):
         judged(real, made, tmp_path / "run", checkpoint=right)
 
 
+def test_a_card_of_shipped_weights_has_words_in_place_of_numbers(real, tmp_path):
+    card = {"kind": "gan", "classes": list(CLASSES), "size": SIZE, "trained_on": "27000 simulated tiles"}
+    path = save_checkpoint(tmp_path / "base.safetensors", {"a": torch.zeros(1)}, card)
+    made = synthetic_set(tmp_path / "made", made_tiles(4), parents=[sha256_file(path)])
+    report, _ = judged(real, made, tmp_path / "run", checkpoint=path, page=False, metrics=("kid",))
+    assert report["generator"]["trained_on"] == {"tiles": "27000 simulated tiles"}
+
+
 def test_the_verb(real, made, tmp_path, capfd, monkeypatch):
     out = tmp_path / "run"
     quick(monkeypatch, page=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from histosynth.core.checkpoint import save_checkpoint
+from histosynth.core.checkpoint import load_checkpoint, save_checkpoint
 from histosynth.core.errors import RunError, SettingError
 from histosynth.core.types import GeneratorFamily
 from histosynth.gan.generator import Generator, Shape
@@ -96,3 +96,18 @@ def test_a_generator_without_settings(tmp_path: Path, monkeypatch: pytest.Monkey
         make_tiles(path, tmp_path / "out", config(truncation=0.5))
     made = make_tiles(path, tmp_path / "out", config(per_class=2))
     assert len(made.table) == 2 and "truncation" not in made.table and made.meta["sampling"] == {}
+
+
+def test_classes_without_a_training_tile_are_left_out_unless_asked_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(generators, "say", said.append)
+    tensors, card = load_checkpoint(checkpoint)
+    for key, value in (("classes", {"ADI": 5, "TUM": 0}), ("per_class", {"ADI": 5, "TUM": 0}), (None, "tissue")):
+        trained_on = {key: value} if key else value
+        path = save_checkpoint(tmp_path / f"{key}.safetensors", tensors, card | {"trained_on": trained_on})
+        made = make_tiles(path, tmp_path / f"out {key}", config())
+        assert made.classes == (("ADI",) if key else ("ADI", "TUM"))
+    asked = make_tiles(tmp_path / "classes.safetensors", tmp_path / "asked", config(classes=("TUM",)))
+    assert asked.classes == ("TUM",) and len(said) == 2 and "no tile of them: TUM" in said[0]

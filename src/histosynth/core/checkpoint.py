@@ -52,6 +52,17 @@ def read_card(path: Path | str) -> dict[str, Any]:
     return _read(path, _CARD, tensors=False)[1]
 
 
+def training_tiles(told: Any) -> dict[str, Any]:
+    """`trained_on` of a card in one form: {"tiles": number or words, "per_class": {class: tiles}}, as far as known.
+
+    Args:
+        told: as it stands there; the shipped weights have words alone, and GANs call the numbers "classes".
+    """
+    if not isinstance(told, dict):
+        return {"tiles": told} if told else {}
+    return {"per_class": told["classes"]} | told if "classes" in told else dict(told)
+
+
 def learned_before(*starts: str) -> list[dict[str, Any]]:
     """What weights that a training starts from have learned from: [{"data": digest of the tiles, "size": pixels}].
 

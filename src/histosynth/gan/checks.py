@@ -53,8 +53,17 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         raise SettingError(
             f"class_groups is set with {of}.", "Leave it out; it is for balanced sampling, and lite does not use it."
         )
-    if config.freeze_d and config.architecture == "lite":
-        raise SettingError("freeze_d is set with architecture=lite.", "Leave it out; lite does not use it.")
+    if config.architecture == "lite":
+        idle = ["freeze_d"] if config.freeze_d else []
+        idle += ["mapping_lr"] if config.mapping_lr != 1 else []
+        if idle:
+            raise SettingError(
+                f"{idle[0]} is {getattr(config, idle[0])} with architecture=lite.",
+                "Leave it out; lite does not use it.",
+            )
+    if not config.head and (config.alpha_gate or config.head_joint):
+        name = "alpha_gate" if config.alpha_gate else "head_joint"
+        raise SettingError(f"{name} is set without a head.", "Leave it out, or set head, such as head=tissue-tiny.")
     if config.start == "constant" and config.architecture == "residual":
         raise SettingError(
             "start is 'constant' with architecture=residual, which has no constant.",
@@ -65,6 +74,10 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         raise SettingError(f"{of_pixels[0]} is set with space=latents.", "Leave it out, or set space=pixels.")
     if not 0 <= config.decoder < 1:
         raise SettingError(f"decoder is {config.decoder}.", "Give a share from 0 to below 1.")
+    if config.autoencoder != "base" and config.space == "pixels":
+        raise SettingError(
+            f"autoencoder is {config.autoencoder!r} with space=pixels.", "Leave it out, or set space=latents."
+        )
     if config.autoencoder != "base" and config.init != "none":
         raise SettingError(
             f"autoencoder is {config.autoencoder!r} with init={config.init}, which brings its own.",

@@ -69,9 +69,9 @@ class GanConfig:
     """How the discriminator knows the class: an embedding, or a mapping network as in StyleGAN2-ADA."""
     class_embedding: Literal["concat", "add"] = "concat"
     """How z and the class meet: side by side (StyleGAN2-ADA), or z + embedding(class)."""
-    start: Literal["constant", "code"] = "code"
+    start: Literal["auto", "constant", "code"] = "auto"
     """What the generator begins with at 4 px: a constant (StyleGAN2), or that plus a linear map of the style code, with
-    which tiles differ in layout much earlier."""
+    which tiles differ in layout much earlier. auto: as the start weights; from scratch, code."""
     channel_base: int | None = None
     """Feature channels at r pixels are channel_base / r, at most channel_max; none: 2048 on pixels, channel_max at
     every width on latents."""
@@ -90,10 +90,11 @@ class GanConfig:
     mapping_depth: int = 2
     """Layers of the mapping network."""
     mapping_lr: float = 0.0
-    """Learning rate of the mapping networks relative to the rest; 0: 1 for residual networks, else 0.01."""
+    """Learning rate of the mapping networks relative to the rest; 0: 0.01 for stylegan2, else 1."""
     noise: bool | None = None
     """Noise in every place of the generator's layers (StyleGAN2). On pixels, in short trainings, it takes the place of
-    structure; latents are partly noise, and without it the discriminator wins at once. none: on latents alone."""
+    structure; latents are partly noise, and without it the discriminator wins at once. none: as the start weights;
+    from scratch, on latents alone."""
     output_clamp: float = 0.0
     """Tiles are cut to +- this value, in a range from -1 to 1; 0: never."""
     conv_clamp: float = 0.0

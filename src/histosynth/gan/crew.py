@@ -91,6 +91,15 @@ class Crew:
         votes = torch.tensor([float(flag)], device=self.device)
         return bool(self._accelerator.reduce(votes, reduction="sum").item())
 
+    def led(self, value: float) -> float:
+        """The first process's value, where each has its own, such as of its clock."""
+        if self._accelerator is None:
+            return value
+        from accelerate.utils import broadcast
+
+        found: Tensor = broadcast(torch.tensor([value], dtype=torch.float64, device=self.device))
+        return float(found.item())
+
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self._accelerator is not None:

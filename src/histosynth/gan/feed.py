@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from histosynth.core.errors import DataError
+from histosynth.core.progress import say
 from histosynth.core.types import Batch
 from histosynth.gan.config import GanConfig
 from histosynth.gan.layers import group_size
@@ -26,12 +27,15 @@ def usable(
 ) -> tuple[TileArray, TileArray | None, GanConfig]:
     """The tiles as the training takes them; without labels, it is one without classes.
 
+    Validation tiles of classes that no training tile has are left out: they would choose weights by tissue that the
+    generator never saw.
+
     Raises:
         DataError: no tile, tiles that are not square or of another size than `config.size`, labels for some tiles
-            only, or validation tiles that are training tiles or of other classes.
+            only, or validation tiles that are training tiles, unlabelled or of other classes.
     """
     _check_tiles(data, config)
-    known = (data.labels >= 0) & (data.labels < len(data.classes))
+    known = _labelled(data)
     if config.conditional and not known.any():
         config = replace(config, conditional=False)
     if config.conditional and not known.all():
@@ -46,12 +50,21 @@ def usable(
                 f"The validation tiles have the classes {validation.classes}, the training tiles {data.classes}.",
                 "Take both from the same tile set.",
             )
+        if config.conditional and not (named := _labelled(validation)).all():
+            raise DataError(f"{np.count_nonzero(~named)} of {len(validation)} validation tiles have no class.",
+                            "Label all tiles, or leave them out.")  # fmt: skip
         if both := set(validation.ids) & set(data.ids):
             raise DataError(
                 f"{len(both)} validation tiles are training tiles ({min(both)}).",
                 "Take them from the split val.",
             )
     if config.conditional:
+        bare = [label for label, count in data.counts().items() if not count]
+        if bare:
+            say(f"No training tile is {' or '.join(bare)}, so the GAN will not know what they look like.")
+        if bare and validation is not None:
+            seen = np.flatnonzero(np.isin(validation.labels, list(data.members)))
+            validation = validation.subset(seen) if len(seen) else None
         return data, validation, config
     return _without_classes(data), None if validation is None else _without_classes(validation), config
 
@@ -126,6 +139,10 @@ def _check_tiles(data: TileArray, config: GanConfig) -> None:
             f"The tiles are {height} x {width} px, but size is {config.size}.",
             "Read the tiles at that size, or set size to theirs.",
         )
+
+
+def _labelled(data: TileArray) -> np.ndarray:
+    return (data.labels >= 0) & (data.labels < len(data.classes))
 
 
 def _without_classes(data: TileArray) -> TileArray:

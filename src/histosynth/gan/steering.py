@@ -31,6 +31,7 @@ class Steering:
     def __init__(self, config: GanConfig) -> None:
         self.config = config
         self.ada: AdaController | AccuracyAda
+        self._adapts = config.ada != "fixed" and config.ada_target > 0
         if config.ada == "accuracy":
             self.ada = AccuracyAda(
                 config.ada_target,
@@ -96,19 +97,17 @@ class Steering:
     def update(self, step: int, real_logits: Tensor, fake: Tensor, real: Tensor) -> None:
         """After step `step`, with the logits of the real tiles and the tiles of the whole batch in [-1, 1]."""
         config = self.config
-        if isinstance(self.ada, AccuracyAda):
+        if self._adapts:
             self.ada.update(real_logits, step)
-        else:
+        if not (self._adapts and isinstance(self.ada, AccuracyAda)):  # which keeps the accuracy itself
             self.accuracy.update(real_logits)
-            if config.ada == "sign" and config.ada_target > 0:
-                self.ada.update(real_logits, step)
         if config.saturation_guard:
             self.saturation.update(fake, self.gate, real if config.saturation_relative else None)
             self._hear(self.saturation.warning)
         if config.alpha_gate:
             self.gate.update(self.accuracy.ema, step)
         if config.d_stop_steps:
-            self.winner.update(self.accuracy, config.ada == "fixed" or self.ada.at_cap)
+            self.winner.update(self.accuracy, not self._adapts or self.ada.at_cap)
             self._hear(self.winner.warning)
         self.alpha_seen = max(self.alpha_seen, self.alpha)
 

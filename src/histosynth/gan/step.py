@@ -230,12 +230,13 @@ class TrainingStep:
         return logits + self.steering.alpha * seen.mean(dim=1), None
 
     def _gradient_penalty(self, part: Part) -> Tensor:
-        """R1, relativistic: R1 + R2; in float32, since a gradient of a gradient loses too much in bfloat16. The head
-        is bounded by its norms."""
+        """R1, relativistic: R1 + R2, with respect to the tiles before their augmentation, as in StyleGAN2-ADA; in
+        float32, since a gradient of a gradient loses too much in bfloat16. The head is bounded by its norms."""
         found = []
+        assert part.fake is not None
         for images in (part.real, part.fake) if self.relativistic else (part.real,):
-            seen = self._augment(images, part).detach().requires_grad_(True)
-            found.append(r1_penalty(self.players.discriminator(seen, part.labels), seen))
+            given = images.detach().requires_grad_(True)
+            found.append(r1_penalty(self.players.discriminator(self._augment(given, part), part.labels), given))
         return torch.stack(found).sum()
 
     def _augment(self, images: Tensor | None, part: Part) -> Tensor:

@@ -44,11 +44,13 @@ def train_gan(
 
     Raises:
         DataError: tiles that cannot be used (see `usable`).
-        SettingError, CheckpointError: `init`, an encoder or the device cannot be used.
+        SettingError, CheckpointError: `init`, an encoder or the device cannot be used, or the processes cannot share
+            a batch.
         RunError: the folder holds another run, or a loss is not finite.
     """
     data, validation, config = usable(data, validation, config)
     crew = Crew.join(device)
+    crew.share(config.batch, config.accumulate)  # refused here, not after the minutes of a decoder
     with Books(folder, data, validation, config, crew) as books:
         if books.target.is_file():
             return books.target
@@ -77,7 +79,7 @@ def train_gan(
                     batch = feed(step)
                     seconds = spent + time.monotonic() - started
                     on_clock = config.schedule == "clock" and seconds_left is not None
-                    progress = max(step / steps, seconds / seconds_left) if on_clock else None
+                    progress = crew.led(max(step / steps, seconds / seconds_left)) if on_clock else None
                     learner(step, batch.images, batch.labels, progress)
                     step += 1
 

@@ -25,6 +25,7 @@ BASE = "gan-base-64.safetensors"
 _CHOICE = ("chosen_by", "chosen_score", "chosen_note", "validation", "validation_tiles")
 # one row a class: of the mapping network of either network, of the class projection, of the judges of the head
 _CLASS_ROWS = re.compile(r"mapping\.(embedding|w_mean)|embedding|judges\.\d+\.embedding")
+_RESOLUTION = re.compile(r"(?:blocks|heads)\.b(\d+)\.")
 _WIDTHS = ("z_dim", "w_dim", "mapping_depth")
 
 
@@ -36,6 +37,8 @@ class Transferred:
     """Tensors taken over."""
     left: tuple[str, ...]
     """Names of the tensors that begin anew."""
+    unused: tuple[str, ...] = ()
+    """Names of the tensors of the file that the network has no place for."""
     notes: tuple[str, ...] = ()
     """What else a user has to know."""
 
@@ -43,6 +46,9 @@ class Transferred:
         text = f"{self.taken} of {self.taken + len(self.left)} tensors"
         if self.left:
             text += f" (anew: {', '.join(dict.fromkeys(_part(name) for name in self.left))})"
+        if self.unused:
+            parts = dict.fromkeys("noise" if "noise" in name else _part(name, 3) for name in self.unused)
+            text += f" (the file has more, for which these settings have no place: {', '.join(parts)})"
         return "; ".join([text, *self.notes])
 
 
@@ -102,11 +108,13 @@ def transfer(
     nearly alike stay so for long, since nothing tells the discriminator to look at them. Where the labels
     themselves differ (none before, or seen in another way), `relabelled` makes the same function first.
     Layers are named by their resolution, so networks of other sizes share the common ones; the image heads
-    of added resolutions start at zero, which makes the larger network begin as the smaller one, enlarged.
+    of added resolutions start at zero, which makes the larger network begin as the smaller one, enlarged. So do a map
+    of w at 4 px and strengths of noise where the old network had none.
     """
     notes = []
-    rescaled = {k: v * (old.mapping_lr / network.shape.mapping_lr) if k.startswith("mapping.layers.") else v
-                for k, v in tensors.items()}  # fmt: skip
+    # lite keeps the weights of its mapping network as they are, whatever its rate
+    rate = 1.0 if old.architecture == "lite" else old.mapping_lr / network.shape.mapping_lr
+    rescaled = {k: v * rate if k.startswith("mapping.layers.") else v for k, v in tensors.items()}
     if not same_labels(network, old, network.shape):
         with torch.random.fork_rng(devices=[]):
             source = type(network)(replace(old, mapping_lr=network.shape.mapping_lr))
@@ -117,13 +125,17 @@ def transfer(
     found = _take(network, rescaled, old_classes, new_classes, seed)
     # what `relabelled` had to add was not in the file
     added = tuple(name for name in network.state_dict() if name not in tensors and name not in found.left)
-    return Transferred(found.taken - len(added), (*found.left, *added), tuple(notes))
+    own = network.state_dict()
+    unused = tuple(name for name in rescaled if name not in own and _missed(name, network.shape))
+    return Transferred(found.taken - len(added), (*found.left, *added), unused, tuple(notes))
 
 
 @torch.no_grad()
 def _take(
     network: nn.Module, tensors: dict[str, Tensor], old_classes: Sequence[str], new_classes: Sequence[str], seed: int
 ) -> Transferred:
+    noiseless = not any(name.endswith(".noise_strength") for name in tensors)
+    at_zero = ("to_rgb.weight", ".noise_strength") if noiseless else ("to_rgb.weight",)
     taken, left = 0, []
     for name, target in network.state_dict().items():
         source = tensors.get(name)
@@ -135,7 +147,7 @@ def _take(
             target.copy_(source)
             taken += 1
         else:
-            if source is None and name.endswith("to_rgb.weight"):
+            if source is None and (name.endswith(at_zero) or name.startswith("blocks.b4.start.")):
                 target.zero_()
             left.append(name)
     return Transferred(taken, tuple(left))
@@ -212,10 +224,17 @@ def _say_classes(old: Shape, new: Shape, known: Sequence[str], classes: Sequence
         say(f"Classes of the start weights that are left out: {', '.join(dropped)}")
 
 
-def _part(name: str) -> str:
+def _missed(name: str, shape: Shape) -> bool:
+    """Whether a tensor without a place in a network of this shape changes what it makes."""
+    resolution = _RESOLUTION.match(name)
+    beyond = resolution is not None and int(resolution[1]) > shape.canvas
+    return not (beyond or name.endswith("noise_const"))  # constant noise is for making tiles, not for training
+
+
+def _part(name: str, depth: int = 2) -> str:
     """The part of the network that a tensor belongs to, for messages."""
     words = name.split(".")
-    return ".".join(words[:2]) if words[0] in ("blocks", "heads", "judges") else words[0]
+    return ".".join(words[:depth]) if words[0] in ("blocks", "heads", "judges") else words[0]
 
 
 def export(source: Path | str, path: Path | str, *, half: bool = False, chosen: bool = True) -> Path:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LATENTS = astuple(AutoencoderShape())
 """Width, blocks and channels of the shipped autoencoder."""
-SHIPPED = {"architecture": "residual", "autoencoder": list(LATENTS)}
+SHIPPED = {"architecture": "residual", "start": "code", "noise": True, "autoencoder": list(LATENTS)}
 """What has to be known of the shape of the shipped weights, without opening them."""
 
 _BY_ARCHITECTURE = {  # of residual networks, of others; 0 leaves them open
@@ -63,7 +63,8 @@ def usual(config: GanConfig, needs_pixels: bool) -> dict[str, Any]:
         "space": space,
         "architecture": architecture,
         "loss": loss,
-        "noise": latents,
+        "start": start.get("start", "code"),
+        "noise": start.get("noise", latents),
         "head": "" if latents else "tissue-tiny",
         "ada_pipe": "latents" if latents else "tissue",
         "ada_target": 0.95 if loss == "relativistic" else 0.6,
@@ -73,4 +74,7 @@ def usual(config: GanConfig, needs_pixels: bool) -> dict[str, Any]:
     }
     found = {name: value for name, value in found.items() if getattr(config, name) in (None, "auto")}
     kind = 0 if architecture == "residual" else 1
-    return found | {name: pair[kind] for name, pair in _BY_ARCHITECTURE.items() if getattr(config, name) == 0}
+    by_architecture = {name: pair[kind] for name, pair in _BY_ARCHITECTURE.items()}
+    if architecture == "lite":
+        by_architecture["mapping_lr"] = 1.0
+    return found | {name: value for name, value in by_architecture.items() if getattr(config, name) == 0}

@@ -8,10 +8,10 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
-from histosynth.core.checkpoint import read_card
+from histosynth.core.checkpoint import read_card, training_tiles
 from histosynth.core.errors import CheckpointError, DataError, RunError, SettingError
 from histosynth.core.files import read_json, sha256_file, write_json
-from histosynth.core.progress import bar
+from histosynth.core.progress import bar, say
 from histosynth.core.registry import Registry
 from histosynth.core.seeds import derive
 from histosynth.core.types import Generator, GeneratorFamily
@@ -64,7 +64,7 @@ class GenerateConfig:
     seed: int = 0
     """Seed; every tile has its own, derived from this, its class and its number."""
     classes: tuple[str, ...] = ()
-    """Only these classes; all that the generator knows by default."""
+    """Only these classes; by default all that the generator has learned from tiles."""
     batch_size: int = 16
     """Tiles at a time; changes nothing but the speed."""
     device: str = "auto"
@@ -127,7 +127,7 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
     """
     checkpoint, out = Path(checkpoint), Path(out)
     generator = load(checkpoint, config.device)
-    chosen = config.classes or generator.classes
+    chosen = config.classes or _learned(generator)
     unknown = [c for c in chosen if c not in generator.classes]
     if unknown:
         raise DataError(
@@ -177,6 +177,16 @@ def make_tiles(checkpoint: Path | str, out: Path | str, config: GenerateConfig =
         learned_through=sorted({one["name"] for one in (card.get("encoders") or {}).values()}),
         conditioned_on=f"features of {bank} of its training tiles" if bank else "",
     )
+
+
+def _learned(generator: Generator) -> tuple[str, ...]:
+    """Its classes, without those that it only has a name of: no training tile showed what they look like."""
+    counts = training_tiles(generator.card.get("trained_on")).get("per_class") or {}
+    bare = [label for label in generator.classes if counts.get(label) == 0]
+    if not bare or len(bare) == len(generator.classes):
+        return generator.classes
+    say(f"Left out, since the generator was trained on no tile of them: {', '.join(bare)}. (--classes asks for them.)")
+    return tuple(label for label in generator.classes if label not in bare)
 
 
 def same_making(out: Path, making: dict[str, Any]) -> None:

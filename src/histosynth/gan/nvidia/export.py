@@ -22,7 +22,8 @@ from histosynth.gan.nvidia.settings import FILTER_TAPS
 from histosynth.gan.sample import fill
 from histosynth.gan.shape import Shape
 
-_REMEDY = "Train with architecture=stylegan2 and class_embedding=concat to export to NVIDIA's networks."
+_WANTED = {"architecture": "stylegan2", "start": "constant", "class_embedding": "concat"}
+_REMEDY = f"Train with space=pixels {' '.join(f'{k}={v}' for k, v in _WANTED.items())} to export to NVIDIA's networks."
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _refuse_others(shape: Shape, path: Path | str) -> None:
         raise CheckpointError(f"{path} makes latents, which NVIDIA's networks do not.", _REMEDY)
     own = [
         name
-        for name, wanted in (("architecture", "stylegan2"), ("class_embedding", "concat"))
+        for name, wanted in _WANTED.items()
         if getattr(shape, name) != wanted and (name != "class_embedding" or shape.classes)
     ]
     if own:

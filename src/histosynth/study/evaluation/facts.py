@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from histosynth.core.checkpoint import read_card
+from histosynth.core.checkpoint import read_card, training_tiles
 from histosynth.core.errors import CheckpointError
 from histosynth.core.files import sha256_file
 from histosynth.evaluate import guards
@@ -38,8 +38,7 @@ def generator_card(synthetic: TileSet, checkpoint: Path | None) -> dict[str, Any
 def facts(
     real: TileSet, synthetic: TileSet, sides: Sides, size: int, card: dict[str, Any], encoders: Sequence[str]
 ) -> guards.Facts:
-    trained = dict(card.get("trained_on") or synthetic.meta.get("trained_on") or {})
-    counts = trained.get("per_class") or trained.get("classes") or {}
+    counts = training_tiles(card.get("trained_on") or synthetic.meta.get("trained_on")).get("per_class") or {}
     made_at = card.get("size") or synthetic.meta.get("size")
     digest = card.get("data") or synthetic.meta.get("training_data") or ""
     bank = card.get("bank_ids") or []
@@ -106,6 +105,6 @@ def describe_generator(synthetic: TileSet, card: dict[str, Any]) -> dict[str, An
         "licence": str(synthetic.meta.get("licence") or ""),
         "parents": [str(p) for p in card.get("parents") or synthetic.meta.get("generator_parents") or []],
         "seeds": int(seeds.nunique()),
-        "trained_on": card.get("trained_on") or synthetic.meta.get("trained_on") or {},
+        "trained_on": training_tiles(card.get("trained_on") or synthetic.meta.get("trained_on")),
         "command": str(card.get("command") or ""),
     }
