@@ -366,10 +366,12 @@ def test_what_export_wrote_comes_back_with_its_settings(suffix: str, tmp_path: P
     assert_same(outputs(tmp_path / "own.safetensors"), outputs(tmp_path / "back.safetensors"))
 
 
-@pytest.mark.parametrize("changes", [{"start": "code"}, {"class_embedding": "add"}, {"architecture": "lite"}])
-def test_networks_without_a_counterpart_name_the_setting(changes: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="{}={}.*lack.*space=pixels.*start=constant".format(*changes.popitem())):
-        exported(dataclasses.replace(SHAPE, **changes), tmp_path)
+@pytest.mark.parametrize(
+    ("setting", "value"), [("start", "code"), ("class_embedding", "add"), ("architecture", "lite")]
+)
+def test_networks_without_a_counterpart_name_the_setting(setting: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{setting}={value}.*lack.*space=pixels.*start=constant"):
+        exported(dataclasses.replace(SHAPE, **{setting: value}), tmp_path)
 
 
 def test_an_export_is_the_same_bytes_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LATENTS = astuple(AutoencoderShape())
 """Width, blocks and channels of the shipped autoencoder."""
-SHIPPED = {"architecture": "residual", "start": "code", "noise": True, "autoencoder": list(LATENTS)}
+SHIPPED = {"architecture": "residual", "noise": True, "autoencoder": list(LATENTS)}
 """What has to be known of the shape of the shipped weights, without opening them."""
 
 _BY_ARCHITECTURE = {  # of residual networks, of others; 0 leaves them open
@@ -63,7 +63,7 @@ def usual(config: GanConfig, needs_pixels: bool) -> dict[str, Any]:
         "space": space,
         "architecture": architecture,
         "loss": loss,
-        "start": start.get("start", "code"),
+        "start": "code" if architecture == "residual" else start.get("start", "code"),
         "noise": start.get("noise", latents),
         "head": "" if latents else "tissue-tiny",
         "ada_pipe": "latents" if latents else "tissue",
