@@ -392,10 +392,11 @@ def test_the_weights_are_those_of_the_best_score_and_not_the_last(tmp_path: Path
 
         def __call__(self, real: torch.Tensor, fake: torch.Tensor) -> float:
             super().__call__(real, fake)
-            assert real.shape == fake.shape == (6, 3, 32, 32) and real.dtype == fake.dtype == torch.uint8
+            assert real.shape == (6, 3, 32, 32) and fake.shape == (18, 3, 32, 32)
+            assert real.dtype == fake.dtype == torch.uint8
             return [3.0, 1.0, 2.0][self.calls - 1]
 
-    config = tiny_config(validate_every=2, validate_per_class=2, lr_schedule="constant")
+    config = tiny_config(validate_every=2, validate_per_class=2, validate_draws=3, lr_schedule="constant")
     held_out = tiles(per_class=3, name="v")
     chosen = train_gan(tiles(), config, tmp_path / "a", validation=held_out, score=Falling(), device="cpu")
     shorter = tiny_config(steps=4, lr_schedule="constant")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _POSITIVE = (
     "steps", "kimg", "epochs", "samples_per_class", "seconds", "batch", "accumulate", "alpha_tau", "r1_every",
     "path_length_every", "ada_speed", "lr_g", "lr_d", "lr_head", "ema", "mapping_lr", "saturation_say_every",
-    "validate_per_class", "save_every", "log_every",
+    "validate_per_class", "validate_draws", "save_every", "log_every",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "workers", "freeze_d", "d_channel_base", "d_channel_max", "mbstd_group", "output_clamp", "conv_clamp",

@@ -34,12 +34,13 @@ class Choice:
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
         if validation is None or not self.active:
             return
-        # as many real tiles of each class as fake ones, so that the classes weigh the same on both sides
-        picked, labels = [], []
+        # a fixed number of fake tiles for every real one, so that the classes weigh the same on both sides
+        picked: list[int] = []
+        labels: list[int] = []
         for label, kinds in sorted(validation.members.items()):
             rows = numpy_rng(config.seed, "validation", label).permutation(np.concatenate([*kinds.values()]))
             picked += sorted(rows[: config.validate_per_class].tolist())
-            labels += [label] * min(len(rows), config.validate_per_class)
+            labels += [label] * (min(len(rows), config.validate_per_class) * config.validate_draws)
         self.real = torch.from_numpy(np.ascontiguousarray(validation.images[picked]))
         self.labels = labels
         self.seeds = [derive(config.seed, "validation tile", k) for k in range(len(labels))]
@@ -75,7 +76,7 @@ class Choice:
             "chosen_by": self.best.measure,
             "chosen_step": self.best.step,
             "chosen_score": self.best.score,
-            "validation_tiles": len(self.labels),
+            "validation_tiles": len(self.real),
             "validation": self.curve,
         }
 

@@ -267,7 +267,9 @@ class GanConfig:
     validate_every: int = 500
     """Steps from one score on the validation tiles to the next, by which the checkpoint is chosen."""
     validate_per_class: int = 50
-    """Fake tiles a class that are scored; classes without validation tiles are left out."""
+    """Validation tiles a class that fake ones are scored against; classes without any are left out."""
+    validate_draws: int = 4
+    """Fake tiles for each of them; with one, chance in the draw decides (docs/results.md)."""
     choose_encoder: str = "tissue-tiny"
     """Encoder of that score, the kernel distance KID."""
     patience: int = 0
