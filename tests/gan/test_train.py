@@ -565,38 +565,35 @@ def test_without_a_target_nothing_adapts_and_the_guard_acts_at_once(ada: str) ->
     assert steering.p == 0.25 and steering.accuracy.ema == 1.0 and steering.stopped_by == "discriminator"
 
 
+def in_two_processes(settings: str, folder: Path, before: str = "", after: str = "") -> Path:
+    """Train with these settings in two processes; the run folder."""
+    script = folder / "train.py"
+    script.write_text(
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1)\n"
+        "from tests.gan.helpers import *; from histosynth.gan.players import Players\n"
+        f"from histosynth.gan.train import train_gan\n{before}\n"
+        f"train_gan(tiles(), tiny_config(batch=8, {settings}), sys.argv[2], device='cpu')\n{after}\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    subprocess.run([*words, str(script), str(Path(__file__).parents[2]), str(folder / "two")], check=True)
+    return folder / "two"
+
+
 @pytest.mark.slow
 def test_processes_follow_one_clock(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1);"
-        "from tests.gan.helpers import *; from histosynth.gan.players import Players;"
-        "from histosynth.gan.train import train_gan; seen = [];"
-        "Players.set_rates = lambda self, progress: seen.append(progress);"
-        "config = tiny_config(steps=10_000, batch=8, seconds=2.0, schedule='clock', lr_schedule='cosine');"
-        "train_gan(tiles(), config, sys.argv[2], device='cpu');"
-        "open(sys.argv[2] + os.environ['RANK'], 'w').write(repr(seen))"
-    )
-    script = tmp_path / "train.py"
-    script.write_text(code)
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
-    subprocess.run([*words, str(script), str(Path(__file__).parents[2]), str(tmp_path / "two")], check=True)
-    first, second = ((tmp_path / f"two{rank}").read_text() for rank in (0, 1))
-    assert first == second and len(first) > 100
+    run = in_two_processes(
+        "steps=10_000, seconds=2.0, schedule='clock', lr_schedule='cosine'", tmp_path,
+        "seen = []; Players.set_rates = lambda self, progress: seen.append(progress)",
+        "open(sys.argv[2] + os.environ['RANK'], 'w').write(repr(seen))",
+    )  # fmt: skip
+    first, second = (run.with_name(f"two{rank}").read_text() for rank in (0, 1))
+    assert first == second and first.count(",") > 1
 
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_two_parts(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1);"
-        "from tests.gan.helpers import *; from histosynth.gan.train import train_gan;"
-        "config = tiny_config(steps=4, batch=8, sample_every=2, class_groups=True, loss='relativistic');"
-        "train_gan(tiles(), config, sys.argv[2], device='cpu')"
-    )
-    script = tmp_path / "train.py"
-    script.write_text(code)
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    subprocess.run([*words, str(script), str(Path(__file__).parents[2]), str(tmp_path / "two")], check=True)
+    run = in_two_processes("steps=4, sample_every=2, class_groups=True, loss='relativistic'", tmp_path)
     # without a head: its spectral norms are estimated once a part
     alone = tiny_config(steps=4, batch=8, sample_every=2, class_groups=True, loss="relativistic", accumulate=2)
     one = train_gan(tiles(), alone, tmp_path / "one", device="cpu")
-    same(one, tmp_path / "two" / "checkpoints" / "gan.safetensors")
+    same(one, run / "checkpoints" / "gan.safetensors")
