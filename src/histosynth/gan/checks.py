@@ -53,17 +53,13 @@ def check(config: GanConfig, of_pixels: Sequence[str]) -> None:
         raise SettingError(
             f"class_groups is set with {of}.", "Leave it out; it is for balanced sampling, and lite does not use it."
         )
-    if config.architecture == "lite":
-        idle = ["freeze_d"] if config.freeze_d else []
-        idle += ["mapping_lr"] if config.mapping_lr != 1 else []
-        if idle:
-            raise SettingError(
-                f"{idle[0]} is {getattr(config, idle[0])} with architecture=lite.",
-                "Leave it out; lite does not use it.",
-            )
-    if not config.head and (config.alpha_gate or config.head_joint):
-        name = "alpha_gate" if config.alpha_gate else "head_joint"
-        raise SettingError(f"{name} is set without a head.", "Leave it out, or set head, such as head=tissue-tiny.")
+    for name, unused in (("freeze_d", 0), ("mapping_lr", 1)):
+        value = getattr(config, name)
+        if config.architecture == "lite" and value != unused:
+            raise SettingError(f"{name} is {value} with architecture=lite.", "Leave it out; lite does not use it.")
+    for name in ("alpha_gate", "head_joint"):
+        if getattr(config, name) and not config.head:
+            raise SettingError(f"{name} is set without a head.", "Leave it out, or set head, such as head=tissue-tiny.")
     if config.start == "constant" and config.architecture == "residual":
         raise SettingError(
             "start is 'constant' with architecture=residual, which has no constant.",

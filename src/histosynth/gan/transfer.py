@@ -124,8 +124,8 @@ def transfer(
         notes.append("labels begin without effect" if network.shape.classes else "labels averaged out")
     found = _take(network, rescaled, old_classes, new_classes, seed)
     # what `relabelled` had to add was not in the file
-    added = tuple(name for name in network.state_dict() if name not in tensors and name not in found.left)
     own = network.state_dict()
+    added = tuple(name for name in own if name not in tensors and name not in found.left)
     unused = tuple(name for name in rescaled if name not in own and _missed(name, network.shape))
     return Transferred(found.taken - len(added), (*found.left, *added), unused, tuple(notes))
 

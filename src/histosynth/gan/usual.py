@@ -17,12 +17,10 @@ LATENTS = astuple(AutoencoderShape())
 SHIPPED = {"architecture": "residual", "noise": True, "autoencoder": list(LATENTS)}
 """What has to be known of the shape of the shipped weights, without opening them."""
 
-_BY_ARCHITECTURE = {  # of residual networks, of others; 0 leaves them open
-    "lr_g": (0.001, 0.0025),
-    "lr_d": (0.001, 0.0025),
-    "mapping_lr": (1.0, 0.01),
-    "r1_every": (4, 16),
-    "ema": (20.0, 5.0),
+_STYLEGAN2 = {"lr_g": 0.0025, "lr_d": 0.0025, "mapping_lr": 0.01, "r1_every": 16, "ema": 5.0}
+_OTHERS = {  # of other architectures; 0 leaves them open
+    "residual": {"lr_g": 0.001, "lr_d": 0.001, "mapping_lr": 1.0, "r1_every": 4, "ema": 20.0},
+    "lite": _STYLEGAN2 | {"mapping_lr": 1.0},
 }
 
 
@@ -73,8 +71,5 @@ def usual(config: GanConfig, needs_pixels: bool) -> dict[str, Any]:
         "channel_base": most * config.size // FACTOR if latents else 2048,
     }
     found = {name: value for name, value in found.items() if getattr(config, name) in (None, "auto")}
-    kind = 0 if architecture == "residual" else 1
-    by_architecture = {name: pair[kind] for name, pair in _BY_ARCHITECTURE.items()}
-    if architecture == "lite":
-        by_architecture["mapping_lr"] = 1.0
-    return found | {name: value for name, value in by_architecture.items() if getattr(config, name) == 0}
+    of_kind = _OTHERS.get(architecture, _STYLEGAN2)
+    return found | {name: value for name, value in of_kind.items() if getattr(config, name) == 0}
